@@ -1,0 +1,49 @@
+//! What a server's log may never hold, whatever a test did to the server (invariant I17).
+
+/// Parts of lines that speak of a broken server: an abort, a failed assertion, a leaked reference, a snapshot that was not
+/// popped, a process that died of a signal.
+const FORBIDDEN: &[&str] = &[
+    "PANIC",
+    "TRAP",
+    "leak",
+    "snapshot",
+    "was terminated by signal",
+];
+
+/// The lines that should not be there, but for those that hold one of `allowed`.
+#[must_use]
+pub fn offences(log: &str, allowed: &[String]) -> Vec<String> {
+    log.lines()
+        .filter(|line| FORBIDDEN.iter().any(|part| line.contains(part)))
+        .filter(|line| !allowed.iter().any(|part| line.contains(part)))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The last lines, for a report.
+#[must_use]
+pub fn tail(log: &str, lines: usize) -> String {
+    let all: Vec<&str> = log.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offences_are_found_and_can_be_allowed() {
+        let log = "LOG:  ready\nLOG:  server process (PID 1) was terminated by signal 9: Killed\nWARNING:  relcache reference leak\n";
+        assert_eq!(offences(log, &[]).len(), 2);
+        assert_eq!(
+            offences(log, &["terminated by signal 9".to_owned()]),
+            ["WARNING:  relcache reference leak"]
+        );
+    }
+
+    #[test]
+    fn tail_is_the_end() {
+        assert_eq!(tail("a\nb\nc", 2), "b\nc");
+        assert_eq!(tail("a", 5), "a");
+    }
+}
