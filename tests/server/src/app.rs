@@ -51,7 +51,7 @@ impl<'a> App<'a> {
             role,
             client,
         };
-        app.create_gates();
+        app.create_support();
         app
     }
 

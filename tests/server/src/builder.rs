@@ -1,7 +1,7 @@
 //! What a temporary server is started with.
 
-use crate::Cluster;
 use crate::installation::Installation;
+use crate::{Cluster, os};
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -37,22 +37,43 @@ impl Builder {
     pub fn start(self) -> Cluster {
         let cluster = Cluster::new(self.allowed);
         Installation::get().data_directory(&cluster.data());
-        let mut conf = OpenOptions::new()
-            .append(true)
-            .open(cluster.data().join("postgresql.conf"))
-            .unwrap_or_else(|e| panic!("postgresql.conf: {e}"));
-        let mut text = format!(
-            "unix_socket_directories = '{}'\n",
-            cluster.socket_directory().display()
-        );
-        for (name, value) in &self.settings {
-            let _ = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
-        }
-        conf.write_all(text.as_bytes())
-            .unwrap_or_else(|e| panic!("postgresql.conf: {e}"));
+        configure(&cluster, &self.settings);
         cluster.start();
         cluster
     }
+
+    /// Creates a streaming standby of `primary` and starts it.
+    #[must_use]
+    pub fn start_standby_of(self, primary: &Cluster) -> Cluster {
+        let cluster = Cluster::new(self.allowed);
+        let program = Installation::get().program("pg_basebackup");
+        let mut command = os::server_command(program, cluster.socket_directory());
+        command.args([
+            "--username=postgres",
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+            "--no-sync",
+        ]);
+        command.arg("-h").arg(primary.socket_directory());
+        os::run(command.arg("-D").arg(cluster.data()));
+        configure(&cluster, &self.settings);
+        cluster.start();
+        cluster
+    }
+}
+
+fn configure(cluster: &Cluster, settings: &[(String, String)]) {
+    let mut text = format!(
+        "unix_socket_directories = '{}'\n",
+        cluster.socket_directory().display()
+    );
+    for (name, value) in settings {
+        let _ = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
+    }
+    let path = cluster.data().join("postgresql.conf");
+    let file = OpenOptions::new().append(true).open(&path);
+    file.and_then(|mut conf| conf.write_all(text.as_bytes()))
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
 impl Cluster {

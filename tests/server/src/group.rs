@@ -34,9 +34,19 @@ impl Group {
         cluster
     }
 
-    /// A database, a role and the extension for one test, named after it.
+    /// A database, a role and a job table by `create_table()` for one test, named after it.
     pub fn app(&'static self, name: &str) -> App<'static> {
+        App::with_table(self.cluster(), name)
+    }
+
+    /// As [`Group::app`], without a job table.
+    pub fn app_without_table(&'static self, name: &str) -> App<'static> {
         App::new(self.cluster(), name)
+    }
+
+    /// As [`Group::app`], with the recipe's own table, attached.
+    pub fn app_with_recipe_table(&'static self, name: &str) -> App<'static> {
+        App::with_recipe_table(self.cluster(), name)
     }
 }
 

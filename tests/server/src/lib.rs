@@ -10,19 +10,22 @@
 //! * [`group`] one server shared by the tests of a file, checked when the process ends.
 //! * [`wait`] nothing here sleeps for a fixed time: a state is awaited with a deadline, and what was seen last is reported.
 //! * [`log`] what no server log may hold (invariant I17).
-//! * [`app`] an application as a user would write it: a role, its job table, its handlers, its jobs.
+//! * [`app`] an application as a user would write it: a role, its job table, its handlers, its jobs; and [`handlers`], how
+//!   tests and handlers meet.
+//! * [`regress`] PGXS's `pg_regress` against such a server.
 
 pub mod app;
 mod builder;
 pub mod cluster;
-pub mod gate;
 pub mod group;
+pub mod handlers;
 pub mod installation;
 pub mod job;
 pub mod keeper;
 pub mod log;
 mod os;
 mod process;
+pub mod regress;
 mod session;
 pub mod wait;
 
@@ -32,6 +35,8 @@ pub use cluster::{Cluster, Stop};
 pub use group::Group;
 pub use job::Job;
 pub use nix::sys::signal::Signal;
+pub use serde_json::{Value, json};
+pub use uuid::Uuid;
 pub use wait::{wait_until, wait_within};
 
 /// A value as an SQL literal, for the statements that take no parameters.

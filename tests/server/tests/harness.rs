@@ -179,14 +179,10 @@ fn a_report_tells_what_was_awaited_and_seen() {
     );
 }
 
-const INNER: &str = "SERVER_TESTS_INNER";
-
 /// Run by the test below in a process of its own, which is then killed.
 #[test]
+#[ignore = "run by a_killed_test_process_leaves_nothing"]
 fn inner_process() {
-    if std::env::var_os(INNER).is_none() {
-        return;
-    }
     let cluster = plain().start();
     println!(
         "\nup {} {}",
@@ -200,8 +196,7 @@ fn inner_process() {
 #[test]
 fn a_killed_test_process_leaves_nothing() {
     let mut inner = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "inner_process", "--nocapture"])
-        .env(INNER, "1")
+        .args(["--ignored", "--exact", "inner_process", "--nocapture"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -240,4 +235,24 @@ fn working_directory(pid: impl std::fmt::Display) -> String {
 
 fn exists(path: &str) -> bool {
     Path::new(path).exists()
+}
+
+#[test]
+fn regress_compares_with_what_is_expected() {
+    let directory = server_tests::keeper::root().join("regress-input");
+    for (file, text) in [
+        ("sql/one.sql", "SELECT 1 AS one;\n"),
+        (
+            "expected/one.out",
+            "SELECT 1 AS one;\n one \n-----\n   1\n(1 row)\n\n",
+        ),
+    ] {
+        std::fs::create_dir_all(directory.join(file).parent().unwrap()).unwrap();
+        std::fs::write(directory.join(file), text).unwrap();
+    }
+    let run = || server_tests::regress::run(SHARED.cluster(), "postgres", &directory);
+    assert_eq!(run(), Ok(1));
+    std::fs::write(directory.join("expected/one.out"), "something else\n").unwrap();
+    let report = run().unwrap_err();
+    assert!(report.contains("-something else"), "{report}");
 }
