@@ -1,0 +1,33 @@
+# Thin on purpose: what a target does is in scripts/, where it can be read and checked as a program.
+
+# The PostgreSQL to build for and to copy for tests; found when not named.
+export PG_CONFIG
+export DESTDIR
+
+.PHONY: help demo test lint install psql bench
+
+help:
+	@echo "make demo      install what is missing, build, and show jobs running on a throw-away server"
+	@echo "make test      all tests, on throw-away servers (one file: make test ARGS='--test cancel')"
+	@echo "make psql      a prompt on the demo's server"
+	@echo "make bench     figures of this machine"
+	@echo "make lint      format, clippy, install script"
+	@echo "make install   into the PostgreSQL of PG_CONFIG=/path/to/pg_config, below DESTDIR=... if set"
+
+demo:
+	@scripts/demo.sh
+
+psql:
+	@scripts/demo.sh --psql
+
+test:
+	@scripts/test.sh $(ARGS)
+
+lint:
+	@scripts/lint.sh
+
+bench:
+	@scripts/bench.sh $(ARGS)
+
+install:
+	@scripts/install.sh

@@ -1,0 +1,99 @@
+# Sourced by the scripts that build: installs what is missing and says so; quick and silent when nothing is.
+# Sets PG_CONFIG and, where the user's pgrx knows another PostgreSQL of that version, PGRX_HOME.
+
+packages_for() { # the Debian packages of a task that are not installed
+    local package
+    for package in "$@"; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || printf '%s\n' "$package"
+    done
+}
+
+install_packages() {
+    local missing
+    mapfile -t missing < <(packages_for "$@")
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing Debian packages: ${missing[*]}"
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        # -n first: a script without a terminal must not hang on a question for a password.
+        if command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
+            as_root=(sudo)
+        else
+            die "packages are missing, and installing them takes an administrator" \
+                "please ask one to run: apt-get install ${missing[*]}"
+        fi
+    fi
+    "${as_root[@]}" apt-get update -q
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+setup_packages() {
+    if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+        find_pg_config >/dev/null || die "this is not a Debian system, and there is no server of PostgreSQL $pg_major" \
+            "install PostgreSQL $pg_major with its headers, clang with libclang, pkg-config and OpenSSL's headers," \
+            "and name it: make PG_CONFIG=/path/to/pg_config ..."
+        return 0
+    fi
+    local wanted=(libclang-dev clang pkg-config libssl-dev make)
+    command -v cc >/dev/null || wanted+=(gcc libc6-dev)
+    [ -n "${PG_CONFIG:-}" ] || wanted+=("postgresql-$pg_major" "postgresql-server-dev-$pg_major")
+    install_packages "${wanted[@]}"
+}
+
+# The version that Cargo.toml pins: pgrx and cargo-pgrx have to agree.
+pgrx_version() { sed -nE 's/^pgrx = .*"=([0-9][^"]*)".*/\1/p' Cargo.toml; }
+
+setup_cargo_pgrx() {
+    local version private
+    version=$(pgrx_version)
+    [ -n "$version" ] || die "Cargo.toml pins no version of pgrx"
+    private="$root/target/cargo-pgrx-$version"
+    if [ -x "$private/bin/cargo-pgrx" ]; then PATH="$private/bin:$PATH"; fi
+    local found
+    found=$(cargo pgrx --version 2>/dev/null) || found=
+    [ "$found" = "cargo-pgrx $version" ] && return
+    local where=()
+    if [ -n "$found" ]; then
+        # Other projects of this user may need the one they have.
+        where=(--root "$private")
+        PATH="$private/bin:$PATH"
+    fi
+    say "installing cargo-pgrx $version (some minutes, once)"
+    cargo install cargo-pgrx --version "$version" --locked "${where[@]}"
+}
+
+registered() { # the pg_config that pgrx knows for a major version
+    sed -nE "s/^pg$1 = \"(.*)\"/\1/p" "${PGRX_HOME:-$HOME/.pgrx}/config.toml" 2>/dev/null
+}
+
+setup_pgrx() {
+    local major known
+    major=$(major_of "$PG_CONFIG")
+    known=$(registered "$major" || true)
+    if [ -n "$known" ] && [ "$known" != "$PG_CONFIG" ]; then
+        # pgrx takes the headers from the one it knows, so this one gets a home of its own.
+        export PGRX_HOME="$root/target/pgrx-$(printf '%s' "$PG_CONFIG" | cksum | cut -d ' ' -f 1)"
+        mkdir -p "$PGRX_HOME"
+        known=$(registered "$major" || true)
+    fi
+    [ "$known" = "$PG_CONFIG" ] && return
+    say "telling pgrx about $PG_CONFIG"
+    cargo pgrx init "--pg$major" "$PG_CONFIG"
+}
+
+setup() {
+    command -v cargo >/dev/null || die "there is no Rust toolchain" "install one: https://rustup.rs"
+    setup_packages
+    PG_CONFIG=$(find_pg_config) || die "no server of PostgreSQL $pg_major with its headers was found" \
+        "name one: make PG_CONFIG=/path/to/pg_config ..."
+    export PG_CONFIG PATH
+    setup_cargo_pgrx
+    setup_pgrx
+}
+
+# Builds the extension into target/release/background_jobs-pgNN, the tree that tests and the demo take it from.
+build() {
+    setup
+    say "building the extension for $("$PG_CONFIG" --version)"
+    cargo pgrx package --pg-config "$PG_CONFIG"
+}
