@@ -24,16 +24,4 @@ release=$(sed -nE 's/^version = "(.*)"/\1/p' Cargo.toml | head -n 1)
 script=$(find "target/release/background_jobs-pg$pg_major" -name "background_jobs--$release.sql" | head -n 1)
 [ -n "$script" ] || die "there is no packaged install script: build first"
 
-# A finding's line number moves with every edit and says nothing about it.
-findings=$("$venv/bin/pgspot" "$script" | grep -E '^PS[0-9]+:' | sed -E 's/ at line [0-9]+//' | sort -u || true)
-allowed=$(grep -vE '^(#|$)' scripts/pgspot.allow | sort -u || true)
-status=0
-if new=$(comm -23 <(printf '%s\n' "$findings") <(printf '%s\n' "$allowed") | grep .); then
-    printf 'not in scripts/pgspot.allow:\n%s\n' "$new" >&2
-    status=1
-fi
-if stale=$(comm -13 <(printf '%s\n' "$findings") <(printf '%s\n' "$allowed") | grep .); then
-    printf 'in scripts/pgspot.allow, but no longer found:\n%s\n' "$stale" >&2
-    status=1
-fi
-exit $status
+"$venv/bin/python" scripts/check_install_script.py "$script" scripts/pgspot.allow

@@ -35,6 +35,7 @@ pub use cluster::{Cluster, Stop};
 pub use group::Group;
 pub use job::Job;
 pub use nix::sys::signal::Signal;
+pub use postgres;
 pub use serde_json::{Value, json};
 pub use uuid::Uuid;
 pub use wait::{wait_until, wait_within};

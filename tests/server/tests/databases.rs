@@ -94,7 +94,6 @@ fn two_owners_in_one_database() {
         begin.elapsed()
     );
     app.sql("UPDATE background_jobs SET cancelled = true WHERE NOT completed");
-    drop(theirs);
     drop(client);
     app.admin()
         .batch_execute(&format!(
