@@ -1,0 +1,216 @@
+//! Errors of the server as values: caught whole, kept, raised again.
+
+use crate::pg::memory::Context;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+use pgrx::{PgLogLevel, PgSqlErrorCode, PgTryBuilder, pg_sys};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::panic::AssertUnwindSafe;
+
+/// An error as its raiser meant it: user-defined SQLSTATEs and the context lines included.
+#[derive(Debug, Clone, Default)]
+pub struct PgError {
+    /// Five characters.
+    pub sqlstate: String,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    pub context: Option<String>,
+}
+
+impl PgError {
+    pub fn new(code: PgSqlErrorCode, message: impl Into<String>) -> Self {
+        Self { sqlstate: unpack(code as i32), message: message.into(), ..Self::default() }
+    }
+
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub fn is(&self, code: PgSqlErrorCode) -> bool {
+        self.sqlstate == unpack(code as i32)
+    }
+
+    /// Raises it as an ERROR of the current statement.
+    pub fn raise(&self) -> ! {
+        let code = PgSqlErrorCode::from(pack(&self.sqlstate));
+        if unpack(code as i32) == self.sqlstate {
+            let mut report = ErrorReport::new(code, self.message.clone(), "background_jobs");
+            if let Some(detail) = &self.detail {
+                report = report.set_detail(detail.clone());
+            }
+            if let Some(hint) = &self.hint {
+                report = report.set_hint(hint.clone());
+            }
+            report.report(PgLogLevel::ERROR);
+        } else {
+            // A SQLSTATE that some user made up: pgrx would turn it into XX000.
+            report(pg_sys::PGERROR as c_int, self);
+        }
+        unreachable!("an ERROR does not return");
+    }
+
+    /// Writes it to the server log without touching the transaction.
+    pub fn log(&self) {
+        report(pg_sys::LOG as c_int, self);
+    }
+
+    pub fn warn(&self) {
+        report(pg_sys::WARNING as c_int, self);
+    }
+}
+
+fn unpack(code: i32) -> String {
+    (0..5).map(|i| (((code >> (6 * i)) & 0x3f) as u8 + b'0') as char).collect()
+}
+
+fn pack(sqlstate: &str) -> c_int {
+    let packed = sqlstate
+        .bytes()
+        .take(5)
+        .enumerate()
+        .fold(0, |code, (i, c)| code | ((c_int::from(c.wrapping_sub(b'0')) & 0x3f) << (6 * i)));
+    if sqlstate.len() == 5 { packed } else { PgSqlErrorCode::ERRCODE_INTERNAL_ERROR as c_int }
+}
+
+unsafe extern "C-unwind" {
+    fn errstart(level: c_int, domain: *const c_char) -> bool;
+    fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
+    fn errcode(code: c_int) -> c_int;
+    fn errmsg_internal(format: *const c_char, ...) -> c_int;
+    fn errdetail_internal(format: *const c_char, ...) -> c_int;
+    fn errhint(format: *const c_char, ...) -> c_int;
+    fn errcontext_msg(format: *const c_char, ...) -> c_int;
+}
+
+/// A copy in the error context, which the server frees when the error is done with; no Rust value is left to
+/// be dropped when `errfinish` jumps away.
+fn in_error_context(text: &str) -> *const c_char {
+    let clean: Vec<u8> = text.bytes().filter(|b| *b != 0).collect();
+    // SAFETY: ErrorContext always exists; the length passed is that of the buffer.
+    unsafe {
+        let copy = pg_sys::MemoryContextAlloc(pg_sys::ErrorContext, clean.len() + 1).cast::<u8>();
+        std::ptr::copy_nonoverlapping(clean.as_ptr(), copy, clean.len());
+        *copy.add(clean.len()) = 0;
+        copy.cast_const().cast()
+    }
+}
+
+fn report(level: c_int, error: &PgError) {
+    let format = c"%s".as_ptr();
+    // SAFETY: the calls follow the order that ereport() has in C. Every string was copied into server memory,
+    // so that when errfinish() jumps out for an ERROR no destructor is skipped in this frame.
+    unsafe {
+        if !errstart(level, std::ptr::null()) {
+            return;
+        }
+        errcode(pack(&error.sqlstate));
+        errmsg_internal(format, in_error_context(&error.message));
+        if let Some(detail) = &error.detail {
+            errdetail_internal(format, in_error_context(detail));
+        }
+        if let Some(hint) = &error.hint {
+            errhint(format, in_error_context(hint));
+        }
+        errfinish(c"background_jobs".as_ptr(), 0, std::ptr::null());
+    }
+}
+
+/// What the context callback of a guarded call knows: the line it adds, and where it keeps what it saw.
+struct Watch {
+    line: CString,
+    keep: pg_sys::MemoryContext,
+    seen: *mut pg_sys::ErrorData,
+}
+
+unsafe extern "C-unwind" fn on_error(arg: *mut c_void) {
+    // SAFETY: `arg` is the Watch of the `catch_as` frame below us, alive while its callback is on the stack.
+    // CopyErrorData wants another context than ErrorContext, which is the current one in a callback.
+    unsafe {
+        let watch = &mut *arg.cast::<Watch>();
+        errcontext_msg(c"%s".as_ptr(), watch.line.as_ptr());
+        let before = pg_sys::MemoryContextSwitchTo(watch.keep);
+        watch.seen = pg_sys::CopyErrorData();
+        pg_sys::MemoryContextSwitchTo(before);
+    }
+}
+
+/// Runs `f`; an ERROR (or a panic) inside comes back as a value. The caller has to roll back the (sub)transaction
+/// that it happened in before it does anything else.
+pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
+    let mut f = Some(f);
+    PgTryBuilder::new(AssertUnwindSafe(|| match f.take() {
+        Some(f) => Ok(f()),
+        None => Err(PgError::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "called twice")),
+    }))
+    .catch_others(|error| Err(from_caught(error)))
+    .execute()
+}
+
+/// Like `catch`, with `line` in the context of whatever is reported meanwhile, and with the whole error
+/// kept: pgrx's own error value knows neither user-defined SQLSTATEs nor the context.
+///
+/// `keep` receives the copies; its owner resets it once the error was dealt with.
+pub fn catch_as<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
+    let mut watch = Watch {
+        line: CString::new(line).unwrap_or_default(),
+        keep: keep.raw(),
+        seen: std::ptr::null_mut(),
+    };
+    // SAFETY: the callback is taken off the stack again before `watch` and `callback` go out of scope: on
+    // success here, on an error by the boundary that caught it, which restores the stack it found.
+    let mut callback = pg_sys::ErrorContextCallback {
+        previous: unsafe { pg_sys::error_context_stack },
+        callback: Some(on_error),
+        arg: (&raw mut watch).cast(),
+    };
+    // SAFETY: as above.
+    unsafe { pg_sys::error_context_stack = &raw mut callback };
+    let result = catch(f);
+    // SAFETY: as above.
+    unsafe { pg_sys::error_context_stack = callback.previous };
+    result.map_err(|error| complete(error, watch.seen))
+}
+
+/// Adds what only the server's own error record has. What was seen last need not be what was thrown (PL/pgSQL
+/// can raise an older error again, which calls no callback): the messages tell.
+fn complete(mut error: PgError, seen: *mut pg_sys::ErrorData) -> PgError {
+    if seen.is_null() {
+        return error;
+    }
+    // SAFETY: `seen` was filled by CopyErrorData in a context that has not been reset since.
+    unsafe {
+        let text = |p: *mut c_char| {
+            (!p.is_null()).then(|| CStr::from_ptr(p).to_string_lossy().into_owned())
+        };
+        if text((*seen).message).as_deref() == Some(error.message.as_str()) {
+            error.sqlstate = unpack((*seen).sqlerrcode);
+            error.context = text((*seen).context);
+        }
+    }
+    error
+}
+
+fn from_caught(error: CaughtError) -> PgError {
+    let (CaughtError::PostgresError(report)
+    | CaughtError::ErrorReport(report)
+    | CaughtError::RustPanic { ereport: report, .. }) = error;
+    PgError {
+        sqlstate: unpack(report.sql_error_code() as i32),
+        message: report.message().to_string(),
+        detail: report.detail().map(str::to_string),
+        hint: report.hint().map(str::to_string),
+        context: None,
+    }
+}
+
+/// Clears a pending cancel request, so that it cannot hit what runs next.
+pub fn forget_cancel() {
+    // SAFETY: a sig_atomic_t of this process, written by its signal handlers and read by its interrupt checks.
+    unsafe { pg_sys::QueryCancelPending = 0 }
+}

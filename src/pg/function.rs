@@ -1,0 +1,57 @@
+//! What the catalogs say about a function.
+
+use pgrx::pg_sys;
+use std::ffi::CStr;
+
+#[derive(Debug, Clone)]
+pub struct Function {
+    pub schema: String,
+    pub name: String,
+    /// As in pg_proc.prokind: 'f' function, 'p' procedure, 'a' aggregate, 'w' window function.
+    pub kind: char,
+    pub arguments: Vec<pg_sys::Oid>,
+    pub returns: pg_sys::Oid,
+    pub returns_set: bool,
+}
+
+/// None: there is no such function.
+pub fn find(oid: pg_sys::Oid) -> Option<Function> {
+    // SAFETY: a look-up inside a transaction; everything is copied before the tuple is released.
+    unsafe {
+        let tuple =
+            pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::PROCOID as i32, pg_sys::Datum::from(oid));
+        if tuple.is_null() {
+            return None;
+        }
+        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>();
+        let schema = pg_sys::get_namespace_name(form.pronamespace);
+        let types = &form.proargtypes;
+        let found = Function {
+            schema: if schema.is_null() {
+                String::new()
+            } else {
+                CStr::from_ptr(schema).to_string_lossy().into_owned()
+            },
+            name: CStr::from_ptr(form.proname.data.as_ptr()).to_string_lossy().into_owned(),
+            kind: form.prokind as u8 as char,
+            arguments: types.values.as_slice(types.dim1 as usize).to_vec(),
+            returns: form.prorettype,
+            returns_set: form.proretset,
+        };
+        pg_sys::ReleaseSysCache(tuple);
+        Some(found)
+    }
+}
+
+/// May `role` call it?
+pub fn may_execute(oid: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    // SAFETY: a look-up inside a transaction.
+    unsafe {
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let result = pg_sys::pg_proc_aclcheck(oid, role, pg_sys::ACL_EXECUTE as pg_sys::AclMode);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let result =
+            pg_sys::object_aclcheck(pg_sys::ProcedureRelationId, oid, role, pg_sys::ACL_EXECUTE as pg_sys::AclMode);
+        result == pg_sys::AclResult::ACLCHECK_OK
+    }
+}

@@ -1,0 +1,187 @@
+//! Prepared statements through the Server Programming Interface, with datums passed through as they are.
+
+use crate::pg::error::PgError;
+use crate::pg::memory::{Context, HeldDatum, hold_varlena};
+use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, pg_sys};
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
+
+pub type Args<'a> = &'a [Option<pg_sys::Datum>];
+
+/// A statement that is prepared at its first use in a process and kept. Its text must qualify every table and function.
+pub struct Statement {
+    sql: CString,
+    types: Vec<pg_sys::Oid>,
+    plan: Cell<pg_sys::SPIPlanPtr>,
+}
+
+/// The rows of one execution; they live until the enclosing `connect` returns.
+pub struct Rows {
+    table: *mut pg_sys::SPITupleTable,
+    /// Rows returned or changed.
+    pub processed: usize,
+}
+
+fn failed(what: &str, code: i32) -> ! {
+    // SAFETY: returns a static string.
+    let name = unsafe { CStr::from_ptr(pg_sys::SPI_result_code_string(code)) };
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        format!("{what} failed: {}", name.to_string_lossy()),
+    )
+    .raise()
+}
+
+/// Opens the interface for the statements of `f`. After an error the (sub)transaction's abort closes it.
+pub fn connect<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: inside a transaction; every connect on the normal path has its finish.
+    let code = unsafe { pg_sys::SPI_connect() };
+    if code != pg_sys::SPI_OK_CONNECT as i32 {
+        failed("SPI_connect", code);
+    }
+    let value = f();
+    // SAFETY: as above.
+    unsafe { pg_sys::SPI_finish() };
+    value
+}
+
+impl Statement {
+    pub fn new(sql: impl Into<Vec<u8>>, types: &[pg_sys::Oid]) -> Self {
+        Self {
+            sql: CString::new(sql).unwrap_or_default(),
+            types: types.to_vec(),
+            plan: Cell::new(std::ptr::null_mut()),
+        }
+    }
+
+    fn plan(&self) -> pg_sys::SPIPlanPtr {
+        if self.plan.get().is_null() {
+            // SAFETY: text and types outlive the calls; keepplan moves the plan to lasting memory.
+            unsafe {
+                let plan = pg_sys::SPI_prepare(
+                    self.sql.as_ptr(),
+                    self.types.len() as i32,
+                    self.types.as_ptr().cast_mut(),
+                );
+                if plan.is_null() {
+                    failed("SPI_prepare", pg_sys::SPI_result);
+                }
+                pg_sys::SPI_keepplan(plan);
+                self.plan.set(plan);
+            }
+        }
+        self.plan.get()
+    }
+
+    /// Executes it inside a `connect`. `limit` 0 means all rows.
+    pub fn execute(&self, args: Args, limit: usize) -> Rows {
+        self.run(args, false, limit)
+    }
+
+    /// The same for a pure SELECT: under the active snapshot, without taking a transaction id.
+    pub fn read(&self, args: Args, limit: usize) -> Rows {
+        self.run(args, true, limit)
+    }
+
+    fn run(&self, args: Args, read_only: bool, limit: usize) -> Rows {
+        debug_assert_eq!(args.len(), self.types.len());
+        let plan = self.plan();
+        let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.unwrap_or(0.into())).collect();
+        let nulls: Vec<i8> = args.iter().map(|a| if a.is_some() { b' ' } else { b'n' } as i8).collect();
+        // SAFETY: the arrays have as many elements as the plan has parameters, with datums of their types.
+        let code = unsafe {
+            pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, limit as i64)
+        };
+        if code < 0 {
+            failed("SPI_execute_plan", code);
+        }
+        // SAFETY: set by the call above.
+        unsafe { Rows { table: pg_sys::SPI_tuptable, processed: pg_sys::SPI_processed as usize } }
+    }
+}
+
+impl Drop for Statement {
+    fn drop(&mut self) {
+        if !self.plan.get().is_null() {
+            // SAFETY: the plan is ours, kept, and not executing.
+            unsafe { pg_sys::SPI_freeplan(self.plan.get()) };
+        }
+    }
+}
+
+/// Runs a command text once; for DDL, which cannot be prepared with profit.
+pub fn execute_once(sql: &str) {
+    let text = CString::new(sql).unwrap_or_default();
+    // SAFETY: the text outlives the call.
+    let code = unsafe { pg_sys::SPI_execute(text.as_ptr(), false, 0) };
+    if code < 0 {
+        failed("SPI_execute", code);
+    }
+}
+
+impl Rows {
+    pub fn datum(&self, row: usize, column: i32) -> Option<pg_sys::Datum> {
+        if row >= self.processed || self.table.is_null() {
+            return None;
+        }
+        let mut null = false;
+        // SAFETY: the row exists, and the table lives until SPI_finish.
+        unsafe {
+            let tuple = *(*self.table).vals.add(row);
+            let datum = pg_sys::SPI_getbinval(tuple, (*self.table).tupdesc, column, &mut null);
+            (!null).then_some(datum)
+        }
+    }
+
+    /// The type of a result column (counted from 1).
+    pub fn type_of(&self, column: i32) -> pg_sys::Oid {
+        if self.table.is_null() {
+            return pg_sys::Oid::INVALID;
+        }
+        // SAFETY: the table lives until SPI_finish.
+        unsafe { pg_sys::SPI_gettypeid((*self.table).tupdesc, column) }
+    }
+
+    /// The value of a column (counted from 1), copied into Rust.
+    pub fn get<T: FromDatum>(&self, row: usize, column: i32) -> Option<T> {
+        let datum = self.datum(row, column)?;
+        // SAFETY: the statement's text fixes the column's type to the one asked for.
+        unsafe { T::from_datum(datum, false) }
+    }
+
+    pub fn timestamp(&self, row: usize, column: i32) -> Option<i64> {
+        self.datum(row, column).map(|datum| datum.value() as i64)
+    }
+
+    pub fn uuid(&self, row: usize, column: i32) -> Option<[u8; 16]> {
+        self.datum(row, column).map(uuid_bytes)
+    }
+
+    /// A jsonb or text kept for longer than the statement.
+    pub fn hold(&self, row: usize, column: i32, into: &Context) -> Option<HeldDatum> {
+        self.datum(row, column).map(|datum| hold_varlena(datum, into))
+    }
+}
+
+/// The bytes behind a uuid datum.
+pub fn uuid_bytes(datum: pg_sys::Datum) -> [u8; 16] {
+    // SAFETY: a uuid datum points at exactly 16 bytes.
+    unsafe { *datum.cast_mut_ptr::<[u8; 16]>() }
+}
+
+/// A uuid datum that points at `id`, which therefore has to outlive the execution.
+pub fn uuid(id: &[u8; 16]) -> Option<pg_sys::Datum> {
+    Some(pg_sys::Datum::from(id.as_ptr()))
+}
+
+pub fn text(value: &str) -> Option<pg_sys::Datum> {
+    value.into_datum()
+}
+
+pub fn oid(value: pg_sys::Oid) -> Option<pg_sys::Datum> {
+    Some(pg_sys::Datum::from(value))
+}
+
+pub fn timestamp(value: i64) -> Option<pg_sys::Datum> {
+    Some(pg_sys::Datum::from(value))
+}

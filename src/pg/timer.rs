@@ -1,0 +1,25 @@
+//! An alarm that interrupts the running statement, as statement_timeout does in a client's session; in a worker the server never
+//! arms that one itself.
+
+use std::ffi::c_int;
+use std::time::Duration;
+
+// The same number in PostgreSQL 14 to 18.
+const STATEMENT_TIMEOUT: c_int = 3;
+
+unsafe extern "C-unwind" {
+    fn enable_timeout_after(id: c_int, delay_ms: c_int);
+    fn disable_timeout(id: c_int, keep_indicator: bool);
+}
+
+/// Interrupts what runs in `delay` from now (at least a millisecond), with SQLSTATE 57014.
+pub fn arm(delay: Duration) {
+    let millis = delay.as_micros().div_ceil(1000).clamp(1, 1000) as c_int;
+    // SAFETY: the timeout was registered when the session was opened. The functions neither raise errors nor unwind.
+    unsafe { enable_timeout_after(STATEMENT_TIMEOUT, millis) };
+}
+
+pub fn disarm() {
+    // SAFETY: as above.
+    unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
+}

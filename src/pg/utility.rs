@@ -1,0 +1,115 @@
+//! A look at the utility commands that want a database for themselves, before they run.
+
+use pgrx::{pg_guard, pg_sys};
+use std::ffi::{CStr, c_char};
+use std::sync::OnceLock;
+
+static PREVIOUS: OnceLock<pg_sys::ProcessUtility_hook_type> = OnceLock::new();
+static CALLBACKS: OnceLock<Callbacks> = OnceLock::new();
+
+#[derive(Clone, Copy)]
+pub struct Callbacks {
+    /// A command is about to need the database of this name without other sessions in it.
+    pub before_exclusive: fn(&str),
+    /// A database was created.
+    pub after_create: fn(),
+    /// Something was dropped that may be, or may hold, an extension.
+    pub after_drop: fn(),
+}
+
+pub fn install(callbacks: Callbacks) {
+    CALLBACKS.get_or_init(|| callbacks);
+    // SAFETY: hooks are chained while the postmaster loads its libraries, which is single-threaded.
+    unsafe {
+        PREVIOUS.get_or_init(|| pg_sys::ProcessUtility_hook);
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+    }
+}
+
+unsafe fn text(p: *const c_char) -> Option<String> {
+    // SAFETY: the caller passes a string of the parse tree, or null.
+    unsafe { (!p.is_null()).then(|| CStr::from_ptr(p).to_string_lossy().into_owned()) }
+}
+
+/// The string value of option `name` in a list of DefElem.
+unsafe fn option(list: *mut pg_sys::List, name: &str) -> Option<String> {
+    // SAFETY: the caller passes an option list of the parse tree, whose elements are DefElem.
+    unsafe {
+        let count = if list.is_null() { 0 } else { (*list).length };
+        (0..count).find_map(|i| {
+            let element = &*pg_sys::list_nth(list, i).cast::<pg_sys::DefElem>();
+            let matches = CStr::from_ptr(element.defname).to_bytes() == name.as_bytes();
+            if !matches || element.arg.is_null() {
+                return None;
+            }
+            text(pg_sys::defGetString(std::ptr::from_ref(element).cast_mut()))
+        })
+    }
+}
+
+/// The database that the command must have for itself.
+unsafe fn exclusive_database(statement: *mut pg_sys::Node) -> Option<String> {
+    // SAFETY: the tag tells the node's type.
+    unsafe {
+        match (*statement).type_ {
+            pg_sys::NodeTag::T_DropdbStmt => text((*statement.cast::<pg_sys::DropdbStmt>()).dbname),
+            pg_sys::NodeTag::T_CreatedbStmt => {
+                option((*statement.cast::<pg_sys::CreatedbStmt>()).options, "template")
+            }
+            pg_sys::NodeTag::T_AlterDatabaseStmt => {
+                let alter = &*statement.cast::<pg_sys::AlterDatabaseStmt>();
+                option(alter.options, "tablespace").and_then(|_| text(alter.dbname))
+            }
+            pg_sys::NodeTag::T_RenameStmt => {
+                let rename = &*statement.cast::<pg_sys::RenameStmt>();
+                (rename.renameType == pg_sys::ObjectType::OBJECT_DATABASE)
+                    .then(|| text(rename.subname))
+                    .flatten()
+            }
+            _ => None,
+        }
+    }
+}
+
+#[pg_guard]
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: the arguments are the server's and are passed on as they came; only the statement is looked at.
+    unsafe {
+        let node = (*statement).utilityStmt;
+        let creates = (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt;
+        let drops = (*node).type_ == pg_sys::NodeTag::T_DropStmt && {
+            let drop = &*node.cast::<pg_sys::DropStmt>();
+            drop.removeType == pg_sys::ObjectType::OBJECT_EXTENSION
+                || drop.removeType == pg_sys::ObjectType::OBJECT_SCHEMA
+        };
+        if let (Some(database), Some(callbacks)) = (exclusive_database(node), CALLBACKS.get()) {
+            (callbacks.before_exclusive)(&database);
+        }
+        match PREVIOUS.get() {
+            Some(Some(previous)) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                previous(
+                    statement, query, read_only_tree, context, params, environment, destination, completion,
+                )
+            }),
+            _ => pg_sys::standard_ProcessUtility(
+                statement, query, read_only_tree, context, params, environment, destination, completion,
+            ),
+        }
+        if let (true, Some(callbacks)) = (creates, CALLBACKS.get()) {
+            (callbacks.after_create)();
+        }
+        if let (true, Some(callbacks)) = (drops, CALLBACKS.get()) {
+            (callbacks.after_drop)();
+        }
+    }
+}

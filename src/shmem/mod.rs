@@ -1,0 +1,114 @@
+//! Shared memory: where the processes meet.
+//!
+//! Everything here starts as zeroes, at every start of the server and after every crash of one of its processes. A field is
+//! an atomic, or a `Cell` with its rule beside it. Fields that no comment speaks of may be read by anybody at any time.
+//! "The lock" is the extension's one lightweight lock; it is held for a few instructions and never across a wait.
+
+mod database;
+mod executor;
+mod waiter;
+mod writer;
+
+pub use database::{DatabaseSlot, Exit, Note};
+pub use executor::{Assignment, ClaimState, ExecutorSlot, Interrupt, Name, REFUSED, SlotState};
+pub use waiter::WaiterSlot;
+pub use writer::WriterSlot;
+
+use crate::gucs;
+use crate::pg::bgworker;
+use crate::pg::latch::Process;
+use crate::pg::shmem::{Shared, array};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// What concerns the whole server.
+#[repr(C)]
+pub struct Header {
+    /// The launcher. Written by itself.
+    pub launcher: Process,
+    /// Set by anybody: a database was created, renamed or let go; look at all of them.
+    pub rescan: AtomicBool,
+    /// Databases in which CREATE EXTENSION was committed. A cell is filled by anybody (0 -> OID) and emptied by the
+    /// launcher; when none is empty, `rescan` does instead.
+    pub created: [AtomicU32; 32],
+    /// How many waiters there are; read before the waiters are looked through. Written under the lock.
+    pub waiters: AtomicU32,
+}
+
+// SAFETY: atomics only; all zeroes is nobody and nothing.
+unsafe impl Shared for Header {}
+
+const WAITERS: usize = 128;
+
+const fn after<T>(end: usize) -> usize {
+    end.next_multiple_of(align_of::<T>())
+}
+
+/// Offsets of the arrays, in the order in which they lie.
+struct Layout {
+    databases: usize,
+    executors: usize,
+    writers: usize,
+    waiters: usize,
+    end: usize,
+}
+
+fn layout() -> Layout {
+    let databases = after::<DatabaseSlot>(size_of::<Header>());
+    let executors = after::<ExecutorSlot>(databases + database_count() * size_of::<DatabaseSlot>());
+    let writers = after::<WriterSlot>(executors + gucs::max_executors() * size_of::<ExecutorSlot>());
+    let waiters = after::<WaiterSlot>(writers + gucs::max_executors() * size_of::<WriterSlot>());
+    Layout { databases, executors, writers, waiters, end: waiters + WAITERS * size_of::<WaiterSlot>() }
+}
+
+/// No more dispatchers can run than there are worker processes.
+fn database_count() -> usize {
+    bgworker::max_worker_processes().max(1)
+}
+
+/// Bytes needed at the current settings.
+pub fn size() -> usize {
+    layout().end
+}
+
+pub fn header() -> &'static Header {
+    &array::<Header>(0, 1)[0]
+}
+
+pub fn databases() -> &'static [DatabaseSlot] {
+    array(layout().databases, database_count())
+}
+
+pub fn executors() -> &'static [ExecutorSlot] {
+    array(layout().executors, gucs::max_executors())
+}
+
+pub fn writers() -> &'static [WriterSlot] {
+    array(layout().writers, gucs::max_executors())
+}
+
+pub fn waiters() -> &'static [WaiterSlot] {
+    array(layout().waiters, WAITERS)
+}
+
+/// The slot of the database's dispatcher, if one is there or being started.
+pub fn database(oid: u32) -> Option<&'static DatabaseSlot> {
+    databases().iter().find(|slot| slot.database.load(Ordering::Acquire) == oid)
+}
+
+/// Tells the launcher that the extension was installed in a database.
+pub fn announce_extension(oid: u32) {
+    let header = header();
+    let free = |cell: &&AtomicU32| {
+        cell.compare_exchange(0, oid, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    };
+    if header.created.iter().find(free).is_none() {
+        header.rescan.store(true, Ordering::Release);
+    }
+    header.launcher.wake();
+}
+
+/// Has the launcher look at all databases.
+pub fn rescan() {
+    header().rescan.store(true, Ordering::Release);
+    header().launcher.wake();
+}

@@ -1,0 +1,285 @@
+//! How jobs get into the queue and out of it: the row triggers, and what happens when their transaction commits.
+//!
+//! A trigger writes the queue within the client's transaction and takes a note in this process. The commit
+//! callback hands the notes to the dispatcher and wakes it: one wake-up for a transaction, however many rows it wrote. A
+//! wake-up that is lost (a prepared transaction committed from elsewhere) costs at most poll_interval.
+
+use crate::catalog::{self, NewJob};
+use crate::job::{JobRef, LaneKey, Timing, handler_name};
+use crate::job_table::Options;
+use crate::pg::clock::{self, Timestamp};
+use crate::pg::error::PgError;
+use crate::pg::relation::root_of_trigger;
+use crate::pg::role::bookkeeping;
+use crate::pg::spi::{self, uuid_bytes};
+use crate::pg::trigger::{Call, Event, Row};
+use crate::pg::xact::End;
+use crate::pg::{call, database, shmem as pg_shmem};
+use crate::shmem::{self, Note, WaiterSlot};
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::{Cell, RefCell};
+
+/// What the current transaction will have to tell when it commits.
+#[derive(Default)]
+struct Pending {
+    lanes: Vec<(LaneKey, Timestamp)>,
+    withdrawn: bool,
+    handlers: bool,
+    extension: bool,
+    databases: bool,
+    blocked: Option<u32>,
+}
+
+thread_local! {
+    static PENDING: RefCell<Pending> = RefCell::new(Pending::default());
+    static SOMETHING_PENDING: Cell<bool> = const { Cell::new(false) };
+    static LAST_ARRIVAL: Cell<Timestamp> = const { Cell::new(0) };
+    static FINISHING: Cell<Option<JobRef>> = const { Cell::new(None) };
+}
+
+fn pending(f: impl FnOnce(&mut Pending)) {
+    SOMETHING_PENDING.set(true);
+    PENDING.with_borrow_mut(f);
+}
+
+/// When the lane is to be looked at after the commit.
+pub fn note_job(lane: LaneKey, run_at: Timestamp) {
+    pending(|p| match p.lanes.iter_mut().find(|(known, _)| *known == lane) {
+        Some((_, earliest)) => *earliest = run_at.min(*earliest),
+        None => p.lanes.push((lane, run_at)),
+    });
+}
+
+/// Jobs that may be running were taken out of the queue.
+pub fn note_withdrawn() {
+    pending(|p| p.withdrawn = true);
+}
+
+/// Handlers, or which tables are attached, have changed.
+pub fn note_handlers() {
+    pending(|p| p.handlers = true);
+}
+
+/// The extension was installed in this database.
+pub fn note_extension() {
+    pending(|p| p.extension = true);
+}
+
+/// A database was created.
+pub fn note_databases() {
+    pending(|p| p.databases = true);
+}
+
+/// This session waits for a job.
+pub fn note_waiting() {
+    pending(|_| ());
+}
+
+/// This session keeps the database to itself until the transaction ends.
+pub fn note_blocked(database: u32) {
+    pending(|p| p.blocked = Some(database));
+}
+
+/// The commit callback: atomics and latches only, an error here would take the server down.
+pub fn on_end(end: End) {
+    if !SOMETHING_PENDING.replace(false) || !pg_shmem::attached() {
+        return;
+    }
+    let Ok(told) = PENDING.try_with(|p| p.try_borrow_mut().map(|mut p| std::mem::take(&mut *p))) else {
+        return;
+    };
+    let Ok(told) = told else { return };
+    if let Some(slot) = told.blocked.and_then(shmem::database) {
+        slot.blocked_by.store(0, std::sync::atomic::Ordering::Release);
+        shmem::rescan();
+    }
+    WaiterSlot::release_own();
+    if end == End::Abort {
+        return;
+    }
+    let database = database::current().to_u32();
+    if told.extension {
+        shmem::announce_extension(database);
+    }
+    if told.databases {
+        shmem::rescan();
+    }
+    if let Some(slot) = shmem::database(database) {
+        if told.handlers {
+            slot.change_handlers();
+        }
+        if told.withdrawn {
+            slot.withdraw();
+            WaiterSlot::wake_all(database);
+        }
+        let notes: Vec<Note> =
+            told.lanes.iter().filter_map(|(lane, run_at)| Note::new(lane, *run_at)).collect();
+        if !notes.is_empty() {
+            slot.leave(&notes);
+        }
+    }
+}
+
+/// The next arrival time of this session: later than the one before, so that rows keep the order of their insertion.
+pub fn arrival() -> Timestamp {
+    let now = clock::now().max(LAST_ARRIVAL.get().saturating_add(1));
+    // A clock that was set back must not keep us ahead of it for long.
+    let now = if now > clock::now() + 1_000_000 { clock::now() } else { now };
+    LAST_ARRIVAL.set(now);
+    now
+}
+
+/// Runs `f`, which finishes `job`: its own UPDATE is not a client's.
+pub fn while_finishing<T>(job: JobRef, f: impl FnOnce() -> T) -> T {
+    FINISHING.set(Some(job));
+    let value = f();
+    FINISHING.set(None);
+    value
+}
+
+/// After an error inside `while_finishing`.
+pub fn not_finishing() {
+    FINISHING.set(None);
+}
+
+fn protocol_violation() -> ! {
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+        "trigger of a job table was not created by background_jobs.attach()",
+    )
+    .hint("Drop the trigger and call background_jobs.attach().")
+    .raise()
+}
+
+fn job_table_of(call: &Call) -> u32 {
+    let relation = call.relation();
+    let root = if call.relation_is_partition() { root_of_trigger(call.trigger(), relation) } else { relation };
+    root.to_u32()
+}
+
+fn flag(row: &Row, column: &str) -> bool {
+    row.get(column, pg_sys::BOOLOID).is_some_and(|datum| datum.value() as u8 != 0)
+}
+
+fn string(row: &Row, column: &str) -> Option<String> {
+    row.get(column, pg_sys::TEXTOID).and_then(call::text)
+}
+
+fn job_of(row: &Row, table: u32) -> JobRef {
+    match row.get("id", pg_sys::UUIDOID) {
+        Some(id) => JobRef { table, id: uuid_bytes(id) },
+        None => PgError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            "job table has no column \"id\" of type uuid any more",
+        )
+        .hint("Put the column back, or call background_jobs.detach().")
+        .raise(),
+    }
+}
+
+/// AFTER INSERT FOR EACH ROW: queues the job.
+pub fn submit(call: &Call) {
+    let (Event::Insert, true, Some(row)) = (call.event(), call.is_row(), call.first_row()) else {
+        protocol_violation()
+    };
+    if flag(&row, "completed") || flag(&row, "cancelled") {
+        return;
+    }
+    let options = Options::from_arguments(call.argument(0), call.argument(1));
+    submit_row(&row, job_table_of(call), &options);
+}
+
+fn submit_row(row: &Row, table: u32, options: &Options) {
+    let column = |name: &str| options.uses(name).then(|| string(row, name)).flatten();
+    let handler = column("handler").or_else(|| {
+        let payload = row.get("payload", pg_sys::JSONBOID)?;
+        call::jsonb_field_text(payload, &options.handler_key)
+    });
+    let arrival = arrival();
+    let asked = options.uses("run_at").then(|| row.get("run_at", pg_sys::TIMESTAMPTZOID)).flatten();
+    let run_at = asked.map_or(arrival, |datum| datum.value() as Timestamp);
+    let number = |name: &str, type_id| options.uses(name).then(|| row.get(name, type_id)).flatten();
+    queue(&NewJob {
+        job: job_of(row, table),
+        handler: handler_name(handler),
+        priority: number("priority", pg_sys::INT2OID).map(|datum| datum.value() as i16),
+        timing: if run_at > arrival { Timing::Scheduled } else { Timing::Immediate },
+        run_at,
+        enqueued_at: arrival,
+        max_attempts: number("max_attempts", pg_sys::INT4OID).map(|datum| (datum.value() as i32).max(1)),
+        queue: column("queue"),
+        job_key: column("job_key"),
+    });
+}
+
+/// Queues a job for whoever the caller is, and takes the note.
+pub fn queue(new: &NewJob) {
+    let lane = bookkeeping(|| {
+        spi::connect(|| {
+            if let Some(key) = &new.job_key {
+                refuse_taken_key(new.job, key);
+            }
+            catalog::enqueue(new)
+        })
+    });
+    note_job(lane, new.run_at);
+}
+
+fn refuse_taken_key(job: JobRef, key: &str) {
+    if catalog::find_by_key(job.table, key).is_some_and(|holder| holder != job.id) {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
+            format!("an unfinished job with job_key \"{key}\" exists already"),
+        )
+        .hint("Use background_jobs.enqueue() with job_key_mode 'replace' or 'keep', or cancel that job first.")
+        .raise();
+    }
+}
+
+/// AFTER UPDATE, DELETE, TRUNCATE: takes jobs out of the queue that are cancelled, finished by somebody else, or gone.
+pub fn withdraw(call: &Call) {
+    let table = job_table_of(call);
+    match (call.event(), call.is_row(), call.first_row(), call.second_row()) {
+        (Event::Update, true, Some(old), Some(new)) => {
+            let (before, after) = (job_of(&old, table), job_of(&new, table));
+            if FINISHING.get() == Some(before) {
+                return;
+            }
+            let open = !flag(&new, "completed") && !flag(&new, "cancelled");
+            if before.id != after.id || !open {
+                take_out(before);
+            }
+            if before.id != after.id && open {
+                submit_row(&new, table, &Options::from_arguments(call.argument(0), call.argument(1)));
+            }
+        }
+        (Event::Delete, true, Some(old), _) => {
+            let job = job_of(&old, table);
+            if FINISHING.get() != Some(job) {
+                take_out(job);
+            }
+        }
+        (Event::Truncate, ..) => {
+            take_out_all(table);
+        }
+        _ => protocol_violation(),
+    }
+}
+
+fn take_out(job: JobRef) {
+    if bookkeeping(|| spi::connect(|| catalog::withdraw(job))) {
+        note_withdrawn();
+    }
+}
+
+/// Takes all jobs of a table out of the queue; returns how many there were.
+pub fn take_out_all(table: u32) -> usize {
+    let count = bookkeeping(|| spi::connect(|| catalog::withdraw_all(table)));
+    note_withdrawn();
+    count
+}
+
+/// Is the job in the queue already?
+pub fn is_queued(job: JobRef) -> bool {
+    bookkeeping(|| spi::connect(|| catalog::find(job))).is_some()
+}

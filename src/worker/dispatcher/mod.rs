@@ -1,0 +1,331 @@
+//! The dispatcher: one per database that has the extension, and the only scheduler there. It reads the queue lane by lane
+//! (`lane`), hands due jobs to executors of their table's owner (`assign`), starts and stops executors (`roster`),
+//! and interrupts, times out and rescues what they run (`supervise`). It touches the extension's own tables only, never
+//! a user's, and runs no user code.
+
+mod assign;
+mod lane;
+mod roster;
+mod supervise;
+
+use crate::catalog::{self, Handler};
+use crate::gucs;
+use crate::job::{JobRef, LaneKey};
+use crate::pg::error::PgError;
+use crate::pg::{bgworker, clock, database, guc, lwlock, relation, role, signal, spi, xact};
+use crate::shmem::{self, DatabaseSlot, Exit};
+use crate::worker::{DISPATCHER, Next, run};
+use lane::Lane;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::Oid;
+use roster::Roster;
+use supervise::Interrupts;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Names that were complained about; beyond that many nobody reads the log.
+const COMPLAINTS: usize = 1000;
+const LANES: usize = 1000;
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+thread_local! {
+    static SLOT: Cell<Option<&'static DatabaseSlot>> = const { Cell::new(None) };
+}
+
+/// A job that was handed out: where it is, and where it came from.
+pub struct Claimed {
+    executor: usize,
+    number: u64,
+    lane: LaneKey,
+}
+
+/// What the dispatcher knows of a job table.
+struct Table {
+    owner: u32,
+    /// Its owner's jobs may run.
+    runnable: bool,
+}
+
+pub struct Dispatcher {
+    slot: &'static DatabaseSlot,
+    database: u32,
+    name: String,
+    handlers: HashMap<(u32, String), Handler>,
+    handlers_version: Option<u64>,
+    tables: HashMap<u32, Table>,
+    lanes: HashMap<LaneKey, Lane>,
+    claims: HashMap<JobRef, Claimed>,
+    roster: Roster,
+    /// A wall clock that was never set back: where it started, and the monotonic clock then.
+    clock_base: (clock::Timestamp, Instant),
+    next_poll: Instant,
+    next_housekeeping: Instant,
+    /// Names that arrived and that no handler is registered for.
+    unhandled: Vec<(u32, String)>,
+    unhandled_from: (u32, String),
+    interrupts: Interrupts,
+    complained: HashSet<String>,
+    turns: u64,
+    failures: u32,
+}
+
+pub fn main(argument: u64) {
+    signal::install(None);
+    let slot = &shmem::databases()[argument as usize];
+    let ours = lwlock::with(true, || {
+        let ours = slot.dispatcher.pid() == 0 && slot.database.load(Ordering::Acquire) != 0;
+        if ours {
+            slot.dispatcher.announce();
+        }
+        ours
+    });
+    if !ours {
+        return;
+    }
+    SLOT.set(Some(slot));
+    bgworker::at_exit(|| {
+        if let Some(slot) = SLOT.take() {
+            slot.dispatcher.clear();
+            shmem::header().launcher.wake();
+        }
+    });
+    let database = slot.database.load(Ordering::Acquire);
+    bgworker::connect(Oid::from(database), Oid::INVALID);
+    guc::pin_session();
+    bgworker::report_application_name(DISPATCHER);
+    bgworker::report_activity(None);
+    let mut dispatcher = Dispatcher::new(slot, database);
+    dispatcher.roster.adopt(database, &mut dispatcher.claims);
+    run(|| dispatcher.tick());
+}
+
+impl Dispatcher {
+    fn new(slot: &'static DatabaseSlot, database: u32) -> Self {
+        let now = Instant::now();
+        Self {
+            slot,
+            database,
+            name: xact::transaction(database::current_name).unwrap_or_default(),
+            handlers: HashMap::new(),
+            handlers_version: None,
+            tables: HashMap::new(),
+            lanes: HashMap::new(),
+            claims: HashMap::new(),
+            roster: Roster::default(),
+            clock_base: (clock::now(), now),
+            next_poll: now,
+            next_housekeeping: now,
+            unhandled: Vec::new(),
+            unhandled_from: (0, String::new()),
+            interrupts: Interrupts::default(),
+            complained: HashSet::new(),
+            turns: 0,
+            failures: 0,
+        }
+    }
+
+    fn tick(&mut self) -> Next {
+        self.lanes.values_mut().for_each(Lane::unblock);
+        // What has ended is taken out of the claims before the snapshot is taken: a job whose end is not in the snapshot
+        // must still be claimed, or it would be handed out twice.
+        self.drain();
+        let allowed = gucs::database_allowed(&self.name);
+        if self.must_look() {
+            match xact::transaction(|| spi::connect(|| self.look())) {
+                Ok(true) if allowed => self.failures = 0,
+                Ok(true) => return self.close(Exit::NotAllowed),
+                Ok(false) => return self.close(Exit::NoExtension),
+                Err(error) => return self.recover(&error),
+            }
+            bgworker::report_statistics();
+        }
+        if gucs::ENABLED.get() {
+            self.assign();
+        }
+        self.supervise();
+        Next::Sleep(Some(self.sleep()))
+    }
+
+    /// A wall clock that does not run backwards while this process lives.
+    fn monotone_now(&self) -> clock::Timestamp {
+        let (wall, since) = self.clock_base;
+        clock::now().max(wall + since.elapsed().as_micros() as i64)
+    }
+
+    fn must_look(&self) -> bool {
+        let monotone_now = self.monotone_now();
+        Instant::now() >= self.next_poll
+            || self.handlers_version != Some(self.slot.handlers_version.load(Ordering::Acquire))
+            || self.slot.withdrawn.load(Ordering::Acquire)
+            || self.slot.has_notes()
+            || self.lanes.values().any(|lane| {
+                lane.is_low() || lane.due_in(monotone_now).is_some_and(|wait| wait.is_zero())
+            })
+    }
+
+    /// Reads what has changed; inside a transaction. False: the extension is gone.
+    fn look(&mut self) -> bool {
+        if !database::has_extension() {
+            return false;
+        }
+        let poll = Instant::now() >= self.next_poll;
+        let version = self.slot.handlers_version.load(Ordering::Acquire);
+        let handlers_changed = self.handlers_version != Some(version);
+        if poll || handlers_changed {
+            self.handlers = catalog::handlers(None)
+                .into_iter()
+                .map(|handler| ((handler.table, handler.name.clone()), handler))
+                .collect();
+            self.handlers_version = Some(version);
+            self.read_tables();
+        }
+        let notes = self.slot.take();
+        if poll || handlers_changed || notes.is_none() {
+            self.discover();
+        }
+        for note in notes.unwrap_or_default() {
+            self.note(note.lane(), note.run_at);
+        }
+        if self.slot.withdrawn.swap(false, Ordering::AcqRel) || poll {
+            self.verify_claims();
+        }
+        if poll {
+            self.next_poll = Instant::now() + gucs::poll_interval();
+            self.complain_about_unhandled();
+        }
+        if Instant::now() >= self.next_housekeeping {
+            self.next_housekeeping = Instant::now() + HOUSEKEEPING;
+            catalog::purge_dropped_tables();
+            if catalog::prune(gucs::attempts_retention()) > 0 {
+                self.next_housekeeping = Instant::now() + HOUSEKEEPING / 60;
+            }
+        }
+        let monotone_now = self.monotone_now();
+        let claims = &self.claims;
+        for lane in self.lanes.values_mut() {
+            lane.fill(monotone_now, |job| claims.contains_key(job));
+        }
+        // Empty ones are kept for the place that they remember, unless there are very many.
+        if self.lanes.len() > LANES {
+            self.lanes.retain(|_, lane| !lane.is_empty());
+        }
+        for (table, name) in std::mem::take(&mut self.unhandled) {
+            self.complain_unhandled(table, &name);
+        }
+        true
+    }
+
+    /// Something in this lane is due at `run_at`.
+    fn note(&mut self, key: LaneKey, run_at: clock::Timestamp) {
+        if !self.handlers.contains_key(&(key.table, key.handler.clone())) {
+            // Whoever is not registered yet: the registration has the whole queue looked through.
+            self.unhandled.push((key.table, key.handler));
+        } else if let Some(lane) = self.lanes.get_mut(&key) {
+            lane.note(run_at);
+        } else {
+            self.lanes.insert(key.clone(), Lane::starting_at(key, run_at));
+        }
+    }
+
+    /// Looks for lanes everywhere, and at each from its beginning.
+    fn discover(&mut self) {
+        let handlers = &self.handlers;
+        self.lanes.retain(|key, _| handlers.contains_key(&(key.table, key.handler.clone())));
+        self.lanes.values_mut().for_each(Lane::rewind);
+        for key in catalog::lanes() {
+            if handlers.contains_key(&(key.table, key.handler.clone())) {
+                self.lanes.entry(key).or_insert_with_key(|key| Lane::new(key.clone()));
+            }
+        }
+    }
+
+    /// Reads whose the tables are, and says once why a table's jobs do not run.
+    fn read_tables(&mut self) {
+        let tables: HashSet<u32> = self.handlers.keys().map(|(table, _)| *table).collect();
+        self.tables.clear();
+        for table in tables {
+            let Some(owner) = relation::owner(Oid::from(table)) else { continue };
+            let problem = runnable(owner).err();
+            self.tables.insert(table, Table { owner: owner.to_u32(), runnable: problem.is_none() });
+            if let Some(problem) = problem {
+                self.complain(format!("owner {}", owner.to_u32()), &problem);
+            }
+        }
+    }
+
+    fn complain_about_unhandled(&mut self) {
+        let names = catalog::unhandled(&self.unhandled_from, 32);
+        self.unhandled_from = match names.last() {
+            Some((table, name, _)) if names.len() == 32 => (*table, name.clone()),
+            _ => (0, String::new()),
+        };
+        for (table, name, handled) in names {
+            if !handled {
+                self.complain_unhandled(table, &name);
+            }
+        }
+    }
+
+    fn complain_unhandled(&mut self, table: u32, name: &str) {
+        let table_name = relation::name(Oid::from(table)).unwrap_or_else(|| table.to_string());
+        let problem = PgError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_FUNCTION,
+            format!("no handler named \"{name}\" is registered for job table \"{table_name}\""),
+        )
+        .detail("Its jobs are kept and run as soon as there is one.")
+        .hint("Register it with background_jobs.register_handler(), as the owner of the table.");
+        self.complain(format!("handler {table} {name}"), &problem);
+    }
+
+    /// Logs a problem once.
+    fn complain(&mut self, about: String, problem: &PgError) {
+        if self.complained.len() < COMPLAINTS && self.complained.insert(about) {
+            problem.log();
+        }
+    }
+
+    /// Our own statements failed: say so, once in a while, and try again.
+    fn recover(&mut self, error: &PgError) -> Next {
+        if !xact::transaction(database::has_extension).unwrap_or(true) {
+            return self.close(Exit::NoExtension);
+        }
+        if self.failures.is_power_of_two() || self.failures == 0 {
+            error.log();
+        }
+        self.failures = self.failures.saturating_add(1);
+        // What was read of the notes is lost with the transaction; a look from the beginning makes up for it.
+        self.next_poll = Instant::now();
+        self.supervise();
+        Next::Sleep(Some(Duration::from_secs(u64::from(self.failures.min(30)))))
+    }
+
+    fn close(&mut self, why: Exit) -> Next {
+        self.slot.exit.store(why as u32, Ordering::Release);
+        self.roster.dismiss(self.database, why == Exit::NoExtension);
+        Next::Leave
+    }
+}
+
+/// May a job table belong to this role?
+pub fn runnable(owner: Oid) -> Result<(), PgError> {
+    let name = role::name(owner).unwrap_or_else(|| owner.to_u32().to_string());
+    if role::is_superuser(owner) && !gucs::ALLOW_SUPERUSER_JOBS.get() {
+        return Err(PgError::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("job tables may not belong to superuser \"{name}\""),
+        )
+        .detail("Their handlers would run in a superuser session.")
+        .hint("Give the table to an ordinary role, or set background_jobs.allow_superuser_jobs."));
+    }
+    if !role::can_connect(owner) {
+        return Err(PgError::new(
+            PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+            format!("role \"{name}\" cannot log in, so its jobs cannot run"),
+        )
+        .detail("Jobs run in a session of their table's owner.")
+        .hint(format!("Use ALTER ROLE {} LOGIN, or give the table to another role.", relation::quote(&name))));
+    }
+    Ok(())
+}

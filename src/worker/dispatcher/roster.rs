@@ -1,0 +1,228 @@
+//! The executors and progress writers of this database: reserving slots, starting them, noticing their end, sending them away.
+
+use super::Claimed;
+use super::assign::Pace;
+use crate::job::{JobRef, LaneKey, Timing};
+use crate::pg::bgworker::{self, Handle, Registration, Status};
+use crate::pg::error::PgError;
+use crate::pg::{clock, lwlock};
+use crate::shmem::{self, ClaimState, ExecutorSlot, SlotState, WriterSlot};
+use crate::worker::executor::argument;
+use crate::worker::{EXECUTOR, PROGRESS_WRITER};
+use pgrx::PgSqlErrorCode;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LAST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// A slot whose worker has not shown up for so long, and that nobody waits for, is given up.
+const LOST: Duration = Duration::from_secs(60);
+
+/// An owner whose executors could not be started.
+struct Trouble {
+    not_before: Instant,
+    backoff: Duration,
+}
+
+#[derive(Default)]
+pub struct Roster {
+    pub pace: Pace,
+    started: HashMap<usize, Handle>,
+    trouble: HashMap<u32, Trouble>,
+    out_of_workers: bool,
+}
+
+impl Roster {
+    /// Takes over what a dispatcher before this one has handed out.
+    pub fn adopt(&mut self, database: u32, claims: &mut HashMap<JobRef, Claimed>) {
+        for (executor, slot) in shmem::executors().iter().enumerate() {
+            if !slot.in_database(database) {
+                continue;
+            }
+            for number in slot.drained.load(Ordering::Acquire)..slot.handed() {
+                let claim = slot.claim(number);
+                if claim.state() == ClaimState::Revoked {
+                    continue;
+                }
+                let assignment = claim.assignment();
+                let lane = LaneKey {
+                    table: assignment.table,
+                    handler: assignment.handler.to_text(),
+                    priority: assignment.priority,
+                    timing: if assignment.attempt > 1 { Timing::Retry } else { Timing::Immediate },
+                };
+                claims.insert(assignment.job(), Claimed { executor, number, lane });
+            }
+        }
+    }
+
+    pub fn has_executor(&self, database: u32, owner: u32) -> bool {
+        shmem::executors().iter().any(|slot| {
+            matches!(slot.state(), SlotState::Starting | SlotState::Ready) && slot.belongs_to(database, owner)
+        })
+    }
+
+    /// Sees to one more executor for this owner: a free slot, or one whose idle executor gives way.
+    pub fn want(&mut self, database: u32, database_name: &str, owner: u32) {
+        if self.trouble.get(&owner).is_some_and(|trouble| Instant::now() < trouble.not_before) {
+            return;
+        }
+        let coming = |slot: &ExecutorSlot| {
+            slot.state() == SlotState::Starting && slot.belongs_to(database, owner)
+        };
+        if shmem::executors().iter().any(coming) {
+            return;
+        }
+        let Some((index, generation)) = reserve(database, owner) else {
+            if !self.has_executor(database, owner) {
+                send_idle_away(database, owner);
+            }
+            return;
+        };
+        let handle = bgworker::start(&Registration {
+            name: format!("{EXECUTOR} for database {database_name}"),
+            kind: EXECUTOR,
+            function: "background_jobs_executor_main",
+            argument: argument(index, generation),
+        });
+        match handle {
+            Some(handle) => {
+                self.out_of_workers = false;
+                self.started.insert(index, handle);
+            }
+            None => {
+                lwlock::with(true, || shmem::executors()[index].set_state(SlotState::Free));
+                self.failed(owner);
+                self.complain_shortage("executor");
+            }
+        }
+    }
+
+    fn complain_shortage(&mut self, what: &str) {
+        if std::mem::replace(&mut self.out_of_workers, true) {
+            return;
+        }
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("no background worker slot is free for a background_jobs {what}"),
+        )
+        .detail("It is tried again; until then jobs wait.")
+        .hint("Raise max_worker_processes, or lower background_jobs.max_executors.")
+        .log();
+    }
+
+    fn failed(&mut self, owner: u32) {
+        let now = Instant::now();
+        let trouble =
+            self.trouble.entry(owner).or_insert(Trouble { not_before: now, backoff: FIRST_BACKOFF / 2 });
+        trouble.backoff = (trouble.backoff * 2).min(LAST_BACKOFF);
+        trouble.not_before = now + trouble.backoff;
+    }
+
+    /// Notices executors that did not come up, and forgets the trouble with owners whose executors did.
+    pub fn reap(&mut self, database: u32) {
+        let mut failed = Vec::new();
+        self.started.retain(|index, handle| {
+            let slot = &shmem::executors()[*index];
+            if slot.state() == SlotState::Starting && handle.status() == Status::Stopped {
+                failed.push(slot.owner.load(Ordering::Acquire));
+                lwlock::with(true, || slot.set_state(SlotState::Free));
+            }
+            slot.state() == SlotState::Starting
+        });
+        failed.into_iter().for_each(|owner| self.failed(owner));
+        for slot in shmem::executors().iter().filter(|slot| slot.in_database(database)) {
+            match slot.state() {
+                SlotState::Ready => drop(self.trouble.remove(&slot.owner.load(Ordering::Acquire))),
+                SlotState::Starting if slot.process.pid() == 0 && is_older(&slot.since_ns, LOST) => {
+                    lwlock::with(true, || slot.set_state(SlotState::Free));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// When an owner in trouble may be tried again.
+    pub fn next_attempt(&self) -> Option<Duration> {
+        let now = Instant::now();
+        self.trouble.values().filter_map(|trouble| trouble.not_before.checked_duration_since(now)).min()
+    }
+
+    pub fn is_starting(&self) -> bool {
+        !self.started.is_empty()
+    }
+
+    /// Starts a progress writer for this owner unless there is one.
+    pub fn want_writer(&mut self, database: u32, database_name: &str, owner: u32) {
+        let reserved = lwlock::with(true, || {
+            let slots = shmem::writers();
+            if slots.iter().any(|slot| slot.belongs_to(database, owner) && !is_lost(slot)) {
+                return None;
+            }
+            let free = |slot: &WriterSlot| slot.database.load(Ordering::Acquire) == 0 || is_lost(slot);
+            let (index, slot) = slots.iter().enumerate().find(|(_, slot)| free(slot))?;
+            slot.owner.store(owner, Ordering::Release);
+            slot.since_ns.store(clock::monotonic_ns(), Ordering::Release);
+            slot.database.store(database, Ordering::Release);
+            Some((index, slot))
+        });
+        let Some((index, slot)) = reserved else { return };
+        let started = bgworker::start(&Registration {
+            name: format!("{PROGRESS_WRITER} for database {database_name}"),
+            kind: PROGRESS_WRITER,
+            function: "background_jobs_progress_writer_main",
+            argument: index as u64,
+        });
+        if started.is_none() {
+            // The slot is left as it is: it counts as lost after a while, and is tried again then.
+            slot.since_ns.store(clock::monotonic_ns(), Ordering::Release);
+            self.complain_shortage("progress writer");
+        }
+    }
+
+    /// Sends the executors away: the idle ones at once, all of them when there is nothing left that they could write.
+    pub fn dismiss(&mut self, database: u32, all: bool) {
+        for slot in shmem::executors().iter().filter(|slot| slot.in_database(database)) {
+            if all {
+                slot.evicted.store(true, Ordering::Release);
+                slot.process.signal(libc::SIGTERM);
+            } else if slot.leave_if_idle() {
+                slot.process.wake();
+            }
+        }
+    }
+}
+
+fn is_older(since_ns: &std::sync::atomic::AtomicU64, age: Duration) -> bool {
+    clock::monotonic_ns().saturating_sub(since_ns.load(Ordering::Acquire)) > age.as_nanos() as u64
+}
+
+fn is_lost(slot: &WriterSlot) -> bool {
+    slot.process.pid() == 0 && is_older(&slot.since_ns, Duration::from_secs(5))
+}
+
+/// Takes a slot that is free, or whose dead executor's database has nobody to settle its claims.
+fn reserve(database: u32, owner: u32) -> Option<(usize, u32)> {
+    lwlock::with(true, || {
+        let usable = |slot: &ExecutorSlot| match slot.state() {
+            SlotState::Free => true,
+            SlotState::Gone => {
+                let of = slot.database.load(Ordering::Acquire);
+                of != database && shmem::database(of).is_none_or(|other| other.dispatcher.pid() == 0)
+            }
+            _ => false,
+        };
+        let (index, slot) = shmem::executors().iter().enumerate().find(|(_, slot)| usable(slot))?;
+        Some((index, slot.reset(database, owner, clock::monotonic_ns())))
+    })
+}
+
+/// Has an idle executor of another owner or database leave; its slot is then free for whoever is quickest.
+fn send_idle_away(database: u32, owner: u32) {
+    let idle = shmem::executors().iter().find(|slot| !slot.belongs_to(database, owner) && slot.leave_if_idle());
+    if let Some(slot) = idle {
+        slot.process.wake();
+    }
+}

@@ -1,0 +1,239 @@
+//! The executor: one per database and owner and slot. Its session is the job table's owner's; it takes jobs from its mailbox,
+//! runs their handlers and finishes them.
+//!
+//! A batch is what is in the mailbox. First it is loaded in a transaction of its own, so that a handler that
+//! runs for an hour holds no lock on the job table. Then it is run (`run`): jobs of handlers that are known to be
+//! short share a commit, a subtransaction each; anything else has a commit of its own. Between two jobs the session is
+//! made as clean as a new one.
+
+mod batch;
+mod outcome;
+mod run;
+mod tables;
+
+pub use outcome::timeout_error;
+pub use run::{Current, current};
+
+use crate::catalog::{self, Counts};
+use crate::gucs;
+use crate::handler::Handlers;
+use crate::pg::memory::Context;
+use crate::pg::role::bookkeeping;
+use crate::pg::{bgworker, clock, lwlock, role, signal, spi, xact};
+use crate::shmem::{self, ClaimState, DatabaseSlot, ExecutorSlot, SlotState};
+use crate::worker::{EXECUTOR, Next, run as run_worker};
+use pgrx::pg_sys::Oid;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long an owner keeps an executor that another owner waits for.
+const TENURE: Duration = Duration::from_millis(500);
+const STATS_INTERVAL: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static SLOT: Cell<Option<&'static ExecutorSlot>> = const { Cell::new(None) };
+}
+
+/// The slot of this process, if it is an executor.
+pub fn own_slot() -> Option<&'static ExecutorSlot> {
+    SLOT.get()
+}
+
+pub struct Executor {
+    slot: &'static ExecutorSlot,
+    dispatcher: &'static DatabaseSlot,
+    database: u32,
+    owner: u32,
+    handlers: Handlers,
+    tables: tables::Tables,
+    /// How long each handler took lately; decides what may share a commit.
+    pace: run::Pace,
+    /// Payloads, results and errors of the batch.
+    memory: Context,
+    errors: Context,
+    stats: BTreeMap<(u32, String), Counts>,
+    stats_written: Instant,
+    idle_since: Instant,
+}
+
+/// The slot's index in the lower half, its generation in the upper.
+pub fn argument(index: usize, generation: u32) -> u64 {
+    u64::from(generation) << 32 | index as u64
+}
+
+pub fn main(argument: u64) {
+    signal::install(Some(|| SLOT.get().is_some_and(|slot| slot.interrupt().is_some())));
+    let slot = &shmem::executors()[(argument & 0xffff_ffff) as usize];
+    let ours = lwlock::with(true, || {
+        let ours = slot.state() == SlotState::Starting
+            && slot.generation.load(Ordering::Acquire) == (argument >> 32) as u32;
+        if ours {
+            slot.process.announce();
+        }
+        ours
+    });
+    if !ours {
+        return;
+    }
+    SLOT.set(Some(slot));
+    bgworker::at_exit(leave);
+    let (database, owner) = (slot.database.load(Ordering::Acquire), slot.owner.load(Ordering::Acquire));
+    bgworker::connect(Oid::from(database), Oid::from(owner));
+    bgworker::report_application_name(EXECUTOR);
+    bgworker::report_activity(None);
+    let Some(dispatcher) = shmem::database(database) else { return };
+    let now = Instant::now();
+    let mut executor = Executor {
+        slot,
+        dispatcher,
+        database,
+        owner,
+        handlers: Handlers::default(),
+        tables: tables::Tables::default(),
+        pace: run::Pace::default(),
+        memory: Context::new(c"background_jobs batch"),
+        errors: Context::new(c"background_jobs errors"),
+        stats: BTreeMap::new(),
+        stats_written: now,
+        idle_since: now,
+    };
+    lwlock::with(true, || slot.set_state(SlotState::Ready));
+    dispatcher.dispatcher.wake();
+    run_worker(|| executor.tick());
+}
+
+/// The exit callback: what was not finished goes back to the dispatcher, and the slot to whoever waits for one.
+fn leave() {
+    let Some(slot) = SLOT.take() else { return };
+    let database = slot.database.load(Ordering::Acquire);
+    lwlock::with(true, || {
+        let passed = slot.passed.load(Ordering::Acquire);
+        let unfinished = slot.handed() != slot.drained.load(Ordering::Acquire) || slot.handed() != passed;
+        slot.set_state(if unfinished { SlotState::Gone } else { SlotState::Free });
+        slot.process.clear();
+    });
+    for other in shmem::databases() {
+        let concerned = other.database.load(Ordering::Acquire) == database
+            || other.starving.load(Ordering::Acquire) > 0;
+        if concerned {
+            other.dispatcher.wake();
+        }
+    }
+}
+
+impl Executor {
+    fn tick(&mut self) -> Next {
+        let (passed, handed) = (self.slot.passed.load(Ordering::Acquire), self.slot.handed());
+        if passed == handed {
+            return self.idle();
+        }
+        self.handlers.refresh(self.dispatcher.handlers_version.load(Ordering::Acquire));
+        batch::process(self, passed..handed);
+        self.memory.reset();
+        self.errors.reset();
+        if self.stats_written.elapsed() >= STATS_INTERVAL {
+            self.write_stats();
+        }
+        self.idle_since = Instant::now();
+        if self.must_give_way() {
+            self.abandon_rest();
+            return Next::Leave;
+        }
+        Next::Again
+    }
+
+    fn idle(&mut self) -> Next {
+        if self.slot.state() == SlotState::Leaving {
+            self.write_stats();
+            return Next::Leave;
+        }
+        let quiet = self.idle_since.elapsed();
+        if !self.stats.is_empty() && quiet >= STATS_INTERVAL {
+            self.write_stats();
+        }
+        bgworker::report_activity(None);
+        if let Some(timeout) = gucs::executor_idle_timeout() {
+            if quiet >= timeout && self.slot.leave_if_idle() {
+                self.write_stats();
+                return Next::Leave;
+            }
+            let wait = timeout.saturating_sub(quiet);
+            return Next::Sleep(Some(if self.stats.is_empty() { wait } else { wait.min(STATS_INTERVAL) }));
+        }
+        Next::Sleep((!self.stats.is_empty()).then_some(STATS_INTERVAL))
+    }
+
+    /// Does somebody else's owner have jobs and no executor, and is it this one's turn to make room?
+    fn must_give_way(&self) -> bool {
+        let tenure = clock::monotonic_ns() - self.slot.since_ns.load(Ordering::Acquire);
+        if tenure < TENURE.as_nanos() as u64 {
+            return false;
+        }
+        let take_one = |slot: &DatabaseSlot| {
+            let less = |starving: u32| starving.checked_sub(1);
+            slot.starving.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
+        };
+        shmem::databases().iter().any(take_one)
+    }
+
+    /// Leaves what is still in the mailbox to the dispatcher; the exit callback tells it.
+    fn abandon_rest(&mut self) {
+        self.write_stats();
+        lwlock::with(true, || {
+            self.slot.set_state(SlotState::Leaving);
+            for number in self.slot.passed.load(Ordering::Acquire)..self.slot.handed() {
+                self.slot.claim(number).take(ClaimState::Revoked);
+            }
+        });
+    }
+
+    /// Adds what was counted to the table; lost with a crash, which counters may be.
+    fn write_stats(&mut self) {
+        self.stats_written = Instant::now();
+        let stats = std::mem::take(&mut self.stats);
+        if stats.is_empty() {
+            return;
+        }
+        let written = xact::transaction(|| {
+            crate::pg::guc::set_local(c"synchronous_commit", "off");
+            bookkeeping(|| {
+                spi::connect(|| {
+                    for ((table, handler), counts) in &stats {
+                        catalog::count(*table, handler, counts);
+                    }
+                });
+            });
+        });
+        if let Err(error) = written {
+            error.log();
+        }
+        bgworker::report_statistics();
+    }
+
+    fn count(&mut self, table: u32, handler: &str, add: impl FnOnce(&mut Counts)) {
+        add(self.stats.entry((table, handler.to_string())).or_default());
+    }
+}
+
+/// Interrupts the running handler if its job was cancelled; for check_cancelled().
+pub fn check_cancelled() {
+    pgrx::check_for_interrupts!();
+}
+
+/// Wakes whoever writes the progress of this executor's job.
+pub fn progress_reported(slot: &ExecutorSlot) {
+    let (database, owner) = (slot.database.load(Ordering::Acquire), slot.owner.load(Ordering::Acquire));
+    if crate::worker::progress_writer::is_there(database, owner) {
+        crate::worker::progress_writer::wake(database, owner);
+    } else if let Some(dispatcher) = shmem::database(database) {
+        dispatcher.dispatcher.wake();
+    }
+}
+
+/// Is the session still what the table's jobs may run in?
+fn is_owners_session(owner: Oid) -> bool {
+    owner == role::session()
+}
+

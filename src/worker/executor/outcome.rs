@@ -1,0 +1,292 @@
+//! How a run ends, written down: completion inside the job's own subtransaction, setbacks after it was rolled back.
+
+use super::Executor;
+use super::batch::Job;
+use crate::catalog;
+use crate::job::{FREE_CONFLICTS, Setback};
+use crate::pg::call::random_unit;
+use crate::pg::clock::{self, Timestamp};
+use crate::pg::error::PgError;
+use crate::pg::latch::own_pid;
+use crate::pg::memory::HeldDatum;
+use crate::pg::relation::Lock;
+use crate::pg::role::bookkeeping;
+use crate::pg::{guc, spi, xact};
+use crate::retry;
+use crate::shmem::{Assignment, Interrupt};
+use crate::submit;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::Datum;
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Effects, result and completion are in the transaction.
+    Completed,
+    /// The last attempt has failed; the row says why.
+    Failed,
+    /// Will be tried again at that time.
+    Retry(Timestamp),
+    /// Somebody cancelled, finished or deleted it meanwhile; nothing of the run is left.
+    Withdrawn,
+    /// Took too long while finished jobs waited; runs again alone.
+    Overran,
+    /// The dispatcher took it back before it began.
+    Revoked,
+    /// Nothing could be done about it now.
+    Refused,
+}
+
+/// Writes the completion: the guarded UPDATE of the row as its owner, then the fence. Raises an error when either
+/// finds nothing to do, so that the handler's effects are rolled back; `withdrawn` tells that from a failure.
+pub fn complete(
+    executor: &mut Executor,
+    job: &Job,
+    result: Option<HeldDatum>,
+    started_at: Timestamp,
+    withdrawn: &mut bool,
+) {
+    let updated = finish_row(executor, job, result.map(|held| held.0), started_at, true);
+    if !updated && !is_open(executor, job) {
+        *withdrawn = true;
+    } else if !updated {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+            "the completion of the job did not reach its row",
+        )
+        .hint("A trigger, rule or policy of the job table turns the UPDATE away.")
+        .raise();
+    }
+    if *withdrawn || !fence(&job.assignment) {
+        *withdrawn = true;
+        PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise();
+    }
+}
+
+fn fence(assignment: &Assignment) -> bool {
+    bookkeeping(|| spi::connect(|| catalog::finish(assignment)))
+}
+
+/// Deletes the queue's row of a job whose own row is finished or gone.
+pub fn take_out(assignment: &Assignment) {
+    fence(assignment);
+}
+
+/// UPDATEs the row as completed or failed if it is still open.
+fn finish_row(
+    executor: &mut Executor,
+    job: &Job,
+    result: Option<Datum>,
+    started_at: Timestamp,
+    completed: bool,
+) -> bool {
+    let Some(table) = executor.tables.open(job.assignment.table, Lock::Write) else {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "the job table was changed while the job ran",
+        )
+        .detail("It was detached, dropped, given to another owner, or lost a column.")
+        .hint("Call background_jobs.attach() again.")
+        .raise();
+    };
+    let statement = if completed { &table.statements.complete } else { &table.statements.fail };
+    on_row(job, || {
+        spi::connect(|| {
+            let arguments = [
+                spi::uuid(&job.assignment.id),
+                result,
+                Some(Datum::from(job.assignment.attempt)),
+                spi::timestamp(started_at),
+                spi::timestamp(clock::now()),
+            ];
+            statement.execute(&arguments, 0).processed > 0
+        })
+    })
+}
+
+/// Runs `f`, our own UPDATE of the job's row: our trigger lets it pass, and whatever the owner's triggers do to the settings
+/// ends with it.
+fn on_row<T>(job: &Job, f: impl FnOnce() -> T) -> T {
+    guc::nested(|| submit::while_finishing(job.assignment.job(), f))
+}
+
+/// Does the row, as committed by now, still wait for its end?
+fn is_open(executor: &mut Executor, job: &Job) -> bool {
+    let Some(table) = executor.tables.open(job.assignment.table, Lock::Read) else { return false };
+    spi::connect(|| {
+        let rows = table.statements.load.execute(&[spi::uuid(&job.assignment.id)], 1);
+        !rows.get::<bool>(0, 2).unwrap_or(true)
+    })
+}
+
+/// What kind of setback an error is, in the words that go into the log of attempts.
+pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>) -> (Setback, PgError) {
+    if interrupt == Some(Interrupt::Timeout) {
+        let timeout = job.handler.definition.timeout.or_else(crate::gucs::handler_timeout).unwrap_or_default();
+        let mut timed_out = timeout_error(timeout);
+        timed_out.context = error.context;
+        return (Setback::Timeout, timed_out);
+    }
+    let conflict = error.is(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE)
+        || error.is(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED);
+    (if conflict { Setback::Conflict } else { Setback::Error }, error)
+}
+
+pub fn timeout_error(timeout: Duration) -> PgError {
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+        format!("background job timed out after {} ms", timeout.as_millis()),
+    )
+    .hint("Raise the handler's timeout, or background_jobs.handler_timeout.")
+}
+
+/// Writes down a setback, after the job's subtransaction was rolled back: back into the queue, or failed for good.
+pub fn record(
+    executor: &mut Executor,
+    job: &Job,
+    setback: Setback,
+    error: &PgError,
+    started_at: Timestamp,
+) -> Ended {
+    let line = format!("recording the outcome of background job {}", crate::job::format_id(&job.assignment.id));
+    let keep = executor.errors;
+    let recorded = xact::subtransaction(&line, &keep, || {
+        if setback == Setback::Conflict
+            && let Some(ended) = conflict(job, error, started_at)
+        {
+            return ended;
+        }
+        setback_of(executor, job, setback, error, started_at)
+    });
+    recorded.unwrap_or_else(|second| {
+        submit::not_finishing();
+        // The owner's own triggers or constraints do not let the row be written. It is not run again meanwhile.
+        xact::subtransaction(&line, &keep, || retreat(job, &second, started_at))
+            .unwrap_or_else(|third| {
+                third.log();
+                Ended::Refused
+            })
+    })
+}
+
+fn after(delay: Duration) -> Timestamp {
+    clock::now() + delay.as_micros().min(i64::MAX as u128 / 4) as i64
+}
+
+/// A deadlock or a serialization failure: soon again, and for a few times free of charge.
+fn conflict(job: &Job, error: &PgError, started_at: Timestamp) -> Option<Ended> {
+    bookkeeping(|| {
+        spi::connect(|| {
+            let before = catalog::conflicts(job.assignment.job());
+            if before >= FREE_CONFLICTS {
+                return None;
+            }
+            let run_at = after(retry::conflict_delay(before + 1, random_unit()));
+            if catalog::put_back_free(&job.assignment, run_at).is_none() {
+                return Some(Ended::Withdrawn);
+            }
+            let document = catalog::error_document(error);
+            catalog::log_attempt(&job.assignment, Setback::Conflict, document, started_at, own_pid());
+            Some(Ended::Retry(run_at))
+        })
+    })
+}
+
+fn own_limit(assignment: &Assignment) -> Option<i32> {
+    (assignment.max_attempts > 0).then_some(assignment.max_attempts)
+}
+
+fn setback_of(
+    executor: &mut Executor,
+    job: &Job,
+    setback: Setback,
+    error: &PgError,
+    started_at: Timestamp,
+) -> Ended {
+    let assignment = &job.assignment;
+    let policy = job.handler.policy(own_limit(assignment));
+    let retry_at = policy.delay_after(assignment.attempt, random_unit()).map(after);
+    let memory = executor.memory;
+    // The owner's row first, as a client's transaction would do it: row, then queue, in one order everywhere.
+    let result = bookkeeping(|| {
+        spi::connect(|| {
+            let document = catalog::error_document(error);
+            catalog::log_attempt(assignment, setback, document, started_at, own_pid());
+            match retry_at {
+                Some(_) => None,
+                None => Some(catalog::failure_result(document, assignment.attempt, &memory)),
+            }
+        })
+    });
+    match (retry_at, result) {
+        (Some(run_at), _) => {
+            restart_progress(executor, job);
+            let put_back = bookkeeping(|| {
+                spi::connect(|| catalog::put_back(assignment, run_at, catalog::error_document(error)))
+            });
+            if put_back { Ended::Retry(run_at) } else { Ended::Withdrawn }
+        }
+        (None, result) => fail(executor, job, result.flatten(), started_at),
+    }
+}
+
+/// The next attempt starts at zero, for all to see.
+fn restart_progress(executor: &mut Executor, job: &Job) {
+    if let Some(table) = executor.tables.open(job.assignment.table, Lock::Write) {
+        on_row(job, || {
+            spi::connect(|| table.statements.restart.execute(&[spi::uuid(&job.assignment.id)], 0));
+        });
+    }
+}
+
+fn fail(executor: &mut Executor, job: &Job, result: Option<HeldDatum>, started_at: Timestamp) -> Ended {
+    let updated = finish_row(executor, job, result.map(|held| held.0), started_at, false);
+    if !updated && is_open(executor, job) {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+            "the failure of the job did not reach its row",
+        )
+        .hint("A trigger, rule or policy of the job table turns the UPDATE away.")
+        .raise();
+    }
+    let fenced = fence(&job.assignment);
+    if updated && !fenced {
+        PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise();
+    }
+    if updated { Ended::Failed } else { Ended::Withdrawn }
+}
+
+/// The attempts were used up where no executor could write the row: writes the last error now.
+pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
+    let line = format!("recording the failure of background job {}", crate::job::format_id(&job.assignment.id));
+    let keep = executor.errors;
+    let started_at = clock::now();
+    let failed = xact::subtransaction(&line, &keep, || {
+        let memory = executor.memory;
+        let result = bookkeeping(|| {
+            spi::connect(|| {
+                let document = catalog::last_error(job.assignment.job(), &memory);
+                catalog::failure_result(document.map(|held| held.0), job.assignment.attempt, &memory)
+            })
+        });
+        fail(executor, job, result, started_at)
+    });
+    failed.unwrap_or_else(|error| {
+        submit::not_finishing();
+        xact::subtransaction(&line, &keep, || retreat(job, &error, started_at)).unwrap_or(Ended::Refused)
+    })
+}
+
+/// The row cannot be written: tries again after the longest delay, and says why in the log of attempts.
+fn retreat(job: &Job, error: &PgError, started_at: Timestamp) -> Ended {
+    let policy = job.handler.policy(own_limit(&job.assignment));
+    let run_at = after(policy.max_delay.max(Duration::from_secs(1)));
+    let put_back = bookkeeping(|| {
+        spi::connect(|| {
+            let document = catalog::error_document(error);
+            catalog::log_attempt(&job.assignment, Setback::Error, document, started_at, own_pid());
+            catalog::put_back(&job.assignment, run_at, document)
+        })
+    });
+    if put_back { Ended::Retry(run_at) } else { Ended::Withdrawn }
+}
