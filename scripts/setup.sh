@@ -12,7 +12,6 @@ install_packages() {
     local missing
     mapfile -t missing < <(packages_for "$@")
     [ ${#missing[@]} -gt 0 ] || return 0
-    say "installing Debian packages: ${missing[*]}"
     local as_root=()
     if [ "$(id -u)" -ne 0 ]; then
         # -n first: a script without a terminal must not hang on a question for a password.
@@ -23,6 +22,7 @@ install_packages() {
                 "please ask one to run: apt-get install ${missing[*]}"
         fi
     fi
+    say "installing Debian packages: ${missing[*]}"
     "${as_root[@]}" apt-get update -q
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
 }

@@ -1,7 +1,7 @@
 //! An application as a user would write it: a database with the extension, an ordinary role, its job table and handlers.
 
 use crate::wait::yes;
-use crate::{Cluster, Job, ident, job, lit};
+use crate::{Cluster, Job, ident, job, lit, log};
 use postgres::types::{FromSql, ToSql};
 use postgres::{Client, Row};
 use serde_json::Value;
@@ -225,6 +225,13 @@ pub fn with_handler(handler: &str, mut payload: Value) -> Value {
 
 impl Drop for App<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The server may be shared, so that the end of its log is about others.
+            eprintln!(
+                "{}",
+                log::tail_of(&self.cluster.log(), &format!(" {} ", self.database), 40)
+            );
+        }
         // FORCE would hide a worker that does not leave; only our own clients are in the way, and those end themselves.
         let end_sessions = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
             WHERE datname = $1 AND backend_type = 'client backend' AND pid <> pg_backend_pid()";

@@ -232,8 +232,13 @@ impl Cluster {
             trouble = format!("{report}\n{}", self.log_tail());
             let _ = self.end(Stop::Immediate, Duration::from_secs(20));
         }
-        for line in self.offences() {
-            let _ = write!(trouble, "\nthe server's log holds: {line}");
+        let offences = self.offences();
+        if let Some(first) = offences.first() {
+            let (count, around) = (offences.len(), log::around(&self.log(), first));
+            let _ = write!(
+                trouble,
+                "\n{count} lines that no log may hold; around the first: {first}\n{around}"
+            );
         }
         let _ = fs::remove_dir_all(&self.directory);
         if trouble.is_empty() {

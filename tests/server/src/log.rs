@@ -20,6 +20,23 @@ pub fn offences(log: &str, allowed: &[String]) -> Vec<String> {
         .collect()
 }
 
+/// The lines around the first one that holds `part`, for a report: what led to it is above it.
+#[must_use]
+pub fn around(log: &str, part: &str) -> String {
+    let all: Vec<&str> = log.lines().collect();
+    match all.iter().position(|line| line.contains(part)) {
+        Some(at) => all[at.saturating_sub(15)..all.len().min(at + 10)].join("\n"),
+        None => String::new(),
+    }
+}
+
+/// The last lines that hold `part`, for a report.
+#[must_use]
+pub fn tail_of(log: &str, part: &str, lines: usize) -> String {
+    let some: Vec<&str> = log.lines().filter(|line| line.contains(part)).collect();
+    some[some.len().saturating_sub(lines)..].join("\n")
+}
+
 /// The last lines, for a report.
 #[must_use]
 pub fn tail(log: &str, lines: usize) -> String {
