@@ -188,9 +188,8 @@ pub fn trigger_statements(table: &Relation, options: &Options) -> Vec<String> {
     ];
     let mut statements = Vec::new();
     for (trigger, event, clause, function) in definitions {
-        statements.push(format!("DROP TRIGGER IF EXISTS {trigger} ON {name}"));
         statements.push(format!(
-            "CREATE TRIGGER {trigger} AFTER {event} ON {name} {clause} \
+            "CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {name} {clause} \
              EXECUTE FUNCTION background_jobs.{function}({})",
             options.arguments()
         ));
