@@ -61,7 +61,9 @@ CREATE TABLE background_jobs.attempt (
     error       jsonb NOT NULL,
     started_at  timestamptz,
     finished_at timestamptz NOT NULL,
-    pid         integer
+    pid         integer,
+    -- before a retry(), after which attempts are counted anew
+    superseded  boolean NOT NULL DEFAULT false
 );
 CREATE INDEX attempt_job ON background_jobs.attempt (job_table, job_id, attempt);
 CREATE INDEX attempt_finished_at ON background_jobs.attempt (finished_at);

@@ -94,6 +94,9 @@ CREATE FUNCTION background_jobs.status(
 -- Inside a handler.
 CREATE FUNCTION background_jobs.set_progress(progress real) RETURNS void
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'background_jobs_set_progress';
+-- for expressions, which tend to be of this type and are not converted to real by themselves
+CREATE FUNCTION background_jobs.set_progress(progress double precision) RETURNS void
+    LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'background_jobs_set_progress_double';
 
 CREATE FUNCTION background_jobs.current_job(
     OUT job_table regclass,

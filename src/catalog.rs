@@ -218,14 +218,12 @@ pub struct Handler {
     pub schema: String,
     pub function: String,
     pub takes_id: bool,
-    pub owner: u32,
     pub max_attempts: Option<i32>,
     pub timeout: Option<Duration>,
     pub retry_delay: Option<Duration>,
     pub max_retry_delay: Option<Duration>,
     pub concurrency: Option<i32>,
     pub synchronous_commit: Option<String>,
-    pub priority: Option<i16>,
 }
 
 /// What register_handler() was given, as datums.
@@ -293,11 +291,11 @@ pub fn unregister(of: u32, name: &str) -> bool {
 /// they are not for the present owner to run.
 pub fn handlers(only: Option<(u32, &str)>) -> Vec<Handler> {
     let rows = statement!(
-        "SELECT h.job_table::oid, h.name, h.function_schema, h.function_name, h.takes_id, h.owner::oid, h.max_attempts,
+        "SELECT h.job_table::oid, h.name, h.function_schema, h.function_name, h.takes_id, h.max_attempts,
                 (extract(epoch FROM h.timeout) * 1000000)::bigint,
                 (extract(epoch FROM h.retry_delay) * 1000000)::bigint,
                 (extract(epoch FROM h.max_retry_delay) * 1000000)::bigint,
-                h.concurrency, h.synchronous_commit, h.priority
+                h.concurrency, h.synchronous_commit
            FROM background_jobs.handler h
            JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner
           WHERE ($1 IS NULL OR h.job_table = $1) AND ($2 IS NULL OR h.name = $2)",
@@ -314,14 +312,12 @@ pub fn handlers(only: Option<(u32, &str)>) -> Vec<Handler> {
             schema: rows.get::<&std::ffi::CStr>(row, 3).unwrap_or_default().to_string_lossy().into_owned(),
             function: rows.get::<&std::ffi::CStr>(row, 4).unwrap_or_default().to_string_lossy().into_owned(),
             takes_id: rows.get(row, 5).unwrap_or(false),
-            owner: rows.get::<Oid>(row, 6).unwrap_or(Oid::INVALID).to_u32(),
-            max_attempts: rows.get(row, 7),
-            timeout: micros(row, 8),
-            retry_delay: micros(row, 9),
-            max_retry_delay: micros(row, 10),
-            concurrency: rows.get(row, 11),
-            synchronous_commit: rows.get(row, 12),
-            priority: rows.get(row, 13),
+            max_attempts: rows.get(row, 6),
+            timeout: micros(row, 7),
+            retry_delay: micros(row, 8),
+            max_retry_delay: micros(row, 9),
+            concurrency: rows.get(row, 10),
+            synchronous_commit: rows.get(row, 11),
         })
         .collect()
 }
@@ -610,6 +606,26 @@ pub fn log_attempt(assignment: &Assignment, outcome: Setback, error: Option<Datu
         ],
         0,
     );
+}
+
+/// The number of the job's last attempt that did not complete it, since it was submitted or run again by retry().
+pub fn last_attempt(job: JobRef) -> Option<i32> {
+    statement!(
+        "SELECT max(attempt) FROM background_jobs.attempt
+          WHERE job_table = $1 AND job_id = $2 AND NOT superseded AND outcome <> 'conflict'",
+        [OID, UUID]
+    )
+    .execute(&[table(job.table), uuid(&job.id)], 1)
+    .get(0, 1)
+}
+
+/// The job's attempts are counted anew from here.
+pub fn supersede_attempts(job: JobRef) {
+    statement!(
+        "UPDATE background_jobs.attempt SET superseded = true WHERE job_table = $1 AND job_id = $2 AND NOT superseded",
+        [OID, UUID]
+    )
+    .execute(&[table(job.table), uuid(&job.id)], 0);
 }
 
 /// Counts of one handler since they were last written; times in milliseconds.

@@ -16,7 +16,7 @@ pub fn callbacks() -> Callbacks {
     Callbacks {
         before_exclusive,
         after_create: submit::note_databases,
-        after_drop: submit::note_handlers,
+        after_drop: submit::note_dropped,
     }
 }
 
@@ -28,6 +28,7 @@ fn before_exclusive(name: &str) {
     }
     let oid = oid.to_u32();
     let Some(slot) = shmem::database(oid) else { return };
+    slot.evicted.store(true, Ordering::Release);
     slot.blocked_by.store(latch::own_pid(), Ordering::Release);
     submit::note_blocked(oid);
     send_away(oid);

@@ -215,9 +215,9 @@ pub struct Statements {
     options: Options,
     /// $1 id -> payload, finished
     pub load: Statement,
-    /// $1 id, $2 result, $3 attempts, $4 started_at, $5 finished_at
+    /// $1 id, $2 result, $3 attempts, $4 started_at, $5 finished_at, $6 the progress that was reported
     pub complete: Statement,
-    /// the same; leaves progress as it stands
+    /// the same; leaves the progress where the attempt got to
     pub fail: Statement,
     /// $1 id
     pub restart: Statement,
@@ -236,15 +236,19 @@ impl Statements {
             .filter(|(column, _)| options.uses(column))
             .map(|(column, parameter)| format!(", {column} = {parameter}"))
             .collect::<String>();
-        let finish = |set: &str| {
+        let finish = |progress: &str| {
             Statement::new(
-                format!("UPDATE {name} SET completed = true, {set}result = $2{times} WHERE {own} AND {UNFINISHED}"),
+                format!(
+                    "UPDATE {name} SET completed = true, progress = {progress}, result = $2{times} \
+                      WHERE {own} AND {UNFINISHED}"
+                ),
                 &[
                     pg_sys::UUIDOID,
                     pg_sys::JSONBOID,
                     pg_sys::INT4OID,
                     pg_sys::TIMESTAMPTZOID,
                     pg_sys::TIMESTAMPTZOID,
+                    pg_sys::FLOAT4OID,
                 ],
             )
         };
@@ -253,8 +257,8 @@ impl Statements {
                 format!("SELECT payload, NOT ({UNFINISHED}) FROM {name} WHERE {own}"),
                 &[pg_sys::UUIDOID],
             ),
-            complete: finish("progress = 1, "),
-            fail: finish(""),
+            complete: finish("1"),
+            fail: finish("GREATEST(progress, $6)"),
             restart: Statement::new(
                 format!("UPDATE {name} SET progress = 0 WHERE {own} AND {UNFINISHED} \
                          AND progress OPERATOR(pg_catalog.<>) 0::pg_catalog.float4"),

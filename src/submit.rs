@@ -60,6 +60,14 @@ pub fn note_handlers() {
     pending(|p| p.handlers = true);
 }
 
+/// Something was dropped that may be a job table, or hold one, or be the extension.
+pub fn note_dropped() {
+    pending(|p| {
+        p.withdrawn = true;
+        p.handlers = true;
+    });
+}
+
 /// The extension was installed in this database.
 pub fn note_extension() {
     pending(|p| p.extension = true);

@@ -1,6 +1,6 @@
 //! What a handler may call: set_progress(), current_job(), check_cancelled().
 
-use super::{invalid, missing};
+use super::missing;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::{Args, text_datum, uuid_datum};
 use crate::pg::spi;
@@ -22,22 +22,35 @@ fn current() -> Current {
 
 /// set_progress(progress real): 0 to 1; a lower value than before changes nothing.
 pub fn set_progress(args: &Args) -> Datum {
+    set(args.float4(0).map(f64::from));
+    args.finish(Some(Datum::from(0)))
+}
+
+/// set_progress(progress double precision)
+pub fn set_progress_double(args: &Args) -> Datum {
+    set(args.float8(0));
+    args.finish(Some(Datum::from(0)))
+}
+
+fn set(value: Option<f64>) {
     current();
-    let value = args.float4(0).unwrap_or_else(|| missing("progress").raise());
+    let value = value.unwrap_or_else(|| missing("progress").raise());
     if !(0.0..=1.0).contains(&value) {
-        let mut error = invalid(format!("progress {value} is out of range"));
-        error = error.detail("Progress is a number from 0 to 1.");
-        PgError { sqlstate: "22003".to_string(), ..error }.raise();
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+            format!("progress {value} is out of range"),
+        )
+        .detail("Progress is a number from 0 to 1.")
+        .raise();
     }
     if let Some(slot) = executor::own_slot() {
         let clean = !progress::is_dirty(slot);
-        progress::report(slot, value);
+        progress::report(slot, value as f32);
         if clean && progress::is_dirty(slot) {
             executor::progress_reported(slot);
         }
     }
     pgrx::check_for_interrupts!();
-    args.finish(Some(Datum::from(0)))
 }
 
 /// current_job(): one row with job_table, id, handler, attempt, max_attempts.

@@ -225,6 +225,7 @@ fn retry_job(args: &Args) -> Fallible<bool> {
     });
     match new {
         Some(new) => {
+            bookkeeping(|| spi::connect(|| catalog::supersede_attempts(job)));
             submit::queue(&new);
             Ok(true)
         }

@@ -4,7 +4,9 @@ pub mod handlers;
 pub mod inside;
 pub mod jobs;
 pub mod tables;
-pub mod watch;
+pub mod status;
+pub mod wait;
+pub mod workers;
 
 use crate::job::JobRef;
 use crate::job_table::{self, Options};

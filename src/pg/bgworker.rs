@@ -65,7 +65,7 @@ pub fn start(wanted: &Registration) -> Option<Handle> {
         pg_sys::MemoryContextSwitchTo(before);
         started
     };
-    started.then_some(Handle(handle))
+    started.then(|| Handle(handle))
 }
 
 impl Handle {

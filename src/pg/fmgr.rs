@@ -48,6 +48,10 @@ impl Args {
         self.datum(n).map(|datum| datum.value() as i64)
     }
 
+    pub fn float8(&self, n: usize) -> Option<f64> {
+        self.datum(n).map(|datum| f64::from_bits(datum.value() as u64))
+    }
+
     pub fn float4(&self, n: usize) -> Option<f32> {
         self.datum(n).map(|datum| f32::from_bits(datum.value() as u32))
     }
@@ -150,12 +154,13 @@ sql_functions! {
     background_jobs_cancel, pg_finfo_background_jobs_cancel => api::jobs::cancel;
     background_jobs_retry, pg_finfo_background_jobs_retry => api::jobs::retry;
     background_jobs_run_now, pg_finfo_background_jobs_run_now => api::jobs::run_now;
-    background_jobs_wait, pg_finfo_background_jobs_wait => api::watch::wait;
-    background_jobs_status, pg_finfo_background_jobs_status => api::watch::status;
+    background_jobs_wait, pg_finfo_background_jobs_wait => api::wait::wait;
+    background_jobs_status, pg_finfo_background_jobs_status => api::status::status;
     background_jobs_set_progress, pg_finfo_background_jobs_set_progress => api::inside::set_progress;
+    background_jobs_set_progress_double, pg_finfo_background_jobs_set_progress_double => api::inside::set_progress_double;
     background_jobs_current_job, pg_finfo_background_jobs_current_job => api::inside::current_job;
     background_jobs_check_cancelled, pg_finfo_background_jobs_check_cancelled => api::inside::check_cancelled;
-    background_jobs_worker_state, pg_finfo_background_jobs_worker_state => api::watch::worker_state;
+    background_jobs_worker_state, pg_finfo_background_jobs_worker_state => api::workers::worker_state;
     background_jobs_announce, pg_finfo_background_jobs_announce => api::tables::announce;
 }
 

@@ -13,7 +13,6 @@ pub struct Column {
 #[derive(Debug, Clone)]
 pub struct Trigger {
     pub name: String,
-    pub function: pg_sys::Oid,
     /// As in pg_trigger.tgenabled: 'O', 'D', 'R' or 'A'.
     pub enabled: char,
     pub arguments: Vec<String>,
@@ -125,7 +124,6 @@ unsafe fn triggers(relation: pg_sys::Relation) -> Vec<Trigger> {
             .map(|i| &*(*description).triggers.add(i))
             .map(|trigger| Trigger {
                 name: string(trigger.tgname),
-                function: trigger.tgfoid,
                 enabled: trigger.tgenabled as u8 as char,
                 arguments: (0..trigger.tgnargs as usize)
                     .map(|n| string(*trigger.tgargs.add(n)))

@@ -1,7 +1,6 @@
 //! Signals of the workers: the server's own handlers, so that cancel, termination, reloads and barriers work in
 //! a handler's code as they do in any session.
 
-use crate::pg::latch;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 use std::sync::OnceLock;
@@ -76,12 +75,6 @@ pub fn reload_if_asked() {
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
     }
-}
-
-/// Sends a signal; false if there is no such process.
-pub fn send(pid: i32, signal: i32) -> bool {
-    // SAFETY: a plain system call.
-    pid > 0 && pid != latch::own_pid() && unsafe { libc::kill(pid, signal) == 0 }
 }
 
 /// Interrupts the calling process as SIGUSR2 would.

@@ -13,7 +13,7 @@ pub struct Callbacks {
     pub before_exclusive: fn(&str),
     /// A database was created.
     pub after_create: fn(),
-    /// Something was dropped that may be, or may hold, an extension.
+    /// Tables, schemas or extensions were dropped.
     pub after_drop: fn(),
 }
 
@@ -71,6 +71,23 @@ unsafe fn exclusive_database(statement: *mut pg_sys::Node) -> Option<String> {
     }
 }
 
+/// Can the command drop a table that is not temporary, or an extension?
+unsafe fn drops(statement: *mut pg_sys::Node) -> bool {
+    // SAFETY: the tag tells the node's type.
+    unsafe {
+        match (*statement).type_ {
+            pg_sys::NodeTag::T_DropOwnedStmt => true,
+            pg_sys::NodeTag::T_DropStmt => matches!(
+                (*statement.cast::<pg_sys::DropStmt>()).removeType,
+                pg_sys::ObjectType::OBJECT_TABLE
+                    | pg_sys::ObjectType::OBJECT_SCHEMA
+                    | pg_sys::ObjectType::OBJECT_EXTENSION
+            ),
+            _ => false,
+        }
+    }
+}
+
 #[pg_guard]
 #[allow(clippy::too_many_arguments)]
 unsafe extern "C-unwind" fn process_utility(
@@ -87,11 +104,7 @@ unsafe extern "C-unwind" fn process_utility(
     unsafe {
         let node = (*statement).utilityStmt;
         let creates = (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt;
-        let drops = (*node).type_ == pg_sys::NodeTag::T_DropStmt && {
-            let drop = &*node.cast::<pg_sys::DropStmt>();
-            drop.removeType == pg_sys::ObjectType::OBJECT_EXTENSION
-                || drop.removeType == pg_sys::ObjectType::OBJECT_SCHEMA
-        };
+        let drops = drops(node);
         if let (Some(database), Some(callbacks)) = (exclusive_database(node), CALLBACKS.get()) {
             (callbacks.before_exclusive)(&database);
         }

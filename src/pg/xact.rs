@@ -59,16 +59,6 @@ pub fn subtransaction<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> R
     result
 }
 
-/// A fresh snapshot for the statements of `f`.
-pub fn with_snapshot<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: called inside a transaction; popped again on the normal path, by the abort otherwise.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
-    let value = f();
-    // SAFETY: pops what was pushed above.
-    unsafe { pg_sys::PopActiveSnapshot() };
-    value
-}
-
 /// When a transaction of this process ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum End {

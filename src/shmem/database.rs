@@ -69,6 +69,8 @@ pub struct DatabaseSlot {
     pub dispatcher: Process,
     /// The session that needs the database for itself, or 0. Written by that session.
     pub blocked_by: AtomicI32,
+    /// Set by that session: the dispatcher's end was nobody's failure.
+    pub evicted: AtomicBool,
     /// Set by anybody whose commit took jobs out of the queue that may be running.
     pub withdrawn: AtomicBool,
     /// Counts the commits that changed handlers or attached tables.
@@ -154,6 +156,7 @@ impl DatabaseSlot {
         });
         self.exit.store(Exit::Unknown as u32, Ordering::Release);
         self.withdrawn.store(false, Ordering::Release);
+        self.evicted.store(false, Ordering::Release);
         self.starving.store(0, Ordering::Release);
         self.database.store(database, Ordering::Release);
     }

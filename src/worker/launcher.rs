@@ -124,18 +124,21 @@ impl Launcher {
                 }
                 continue;
             }
+            if slot.blocked_by.load(Ordering::Acquire) != 0 {
+                // Kept, so that no other dispatcher is started, until that session wakes us.
+                continue;
+            }
             match slot.exit_reason() {
                 Exit::NoExtension => known.wanted = false,
                 Exit::NotAllowed => {}
+                Exit::Unknown if slot.evicted.load(Ordering::Acquire) => known.not_before = None,
                 Exit::Unknown => {
                     known.not_before = Some(Instant::now() + known.backoff);
                     known.backoff = (known.backoff * 2).min(LAST_BACKOFF);
                 }
             }
-            if slot.blocked_by.load(Ordering::Acquire) == 0 {
-                slot.database.store(0, Ordering::Release);
-                known.running = None;
-            }
+            slot.database.store(0, Ordering::Release);
+            known.running = None;
         }
     }
 

@@ -189,6 +189,9 @@ impl Dispatcher {
             self.note(note.lane(), note.run_at);
         }
         if self.slot.withdrawn.swap(false, Ordering::AcqRel) || poll {
+            if catalog::purge_dropped_tables() > 0 {
+                self.lanes.retain(|key, _| relation::owner(Oid::from(key.table)).is_some());
+            }
             self.verify_claims();
         }
         if poll {
@@ -197,7 +200,6 @@ impl Dispatcher {
         }
         if Instant::now() >= self.next_housekeeping {
             self.next_housekeeping = Instant::now() + HOUSEKEEPING;
-            catalog::purge_dropped_tables();
             if catalog::prune(gucs::attempts_retention()) > 0 {
                 self.next_housekeeping = Instant::now() + HOUSEKEEPING / 60;
             }
@@ -219,7 +221,9 @@ impl Dispatcher {
 
     /// Something in this lane is due at `run_at`.
     fn note(&mut self, key: LaneKey, run_at: clock::Timestamp) {
-        if !self.handlers.contains_key(&(key.table, key.handler.clone())) {
+        if self.handlers_version.is_none() {
+            // Nothing was read yet; the first look is at everything.
+        } else if !self.handlers.contains_key(&(key.table, key.handler.clone())) {
             // Whoever is not registered yet: the registration has the whole queue looked through.
             self.unhandled.push((key.table, key.handler));
         } else if let Some(lane) = self.lanes.get_mut(&key) {

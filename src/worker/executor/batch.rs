@@ -107,7 +107,7 @@ fn load_one(executor: &mut Executor, number: u64, assignment: Assignment) -> Loa
         return Loaded::Refused(number);
     };
     spi::connect(|| {
-        let rows = table.statements.load.read(&[spi::uuid(&assignment.id)], 1);
+        let rows = table.load.read(&[spi::uuid(&assignment.id)], 1);
         let finished = rows.get::<bool>(0, 2).unwrap_or(true);
         if finished {
             return Loaded::Obsolete(number, assignment);

@@ -217,11 +217,6 @@ impl Executor {
     }
 }
 
-/// Interrupts the running handler if its job was cancelled; for check_cancelled().
-pub fn check_cancelled() {
-    pgrx::check_for_interrupts!();
-}
-
 /// Wakes whoever writes the progress of this executor's job.
 pub fn progress_reported(slot: &ExecutorSlot) {
     let (database, owner) = (slot.database.load(Ordering::Acquire), slot.owner.load(Ordering::Acquire));
@@ -232,8 +227,8 @@ pub fn progress_reported(slot: &ExecutorSlot) {
     }
 }
 
-/// Is the session still what the table's jobs may run in?
-fn is_owners_session(owner: Oid) -> bool {
-    owner == role::session()
+/// Is the session still what the jobs of this owner's tables may run in?
+fn may_run_for(owner: Oid) -> bool {
+    owner == role::session() && (!role::is_superuser(owner) || gucs::ALLOW_SUPERUSER_JOBS.get())
 }
 

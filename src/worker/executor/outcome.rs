@@ -12,6 +12,8 @@ use crate::pg::memory::HeldDatum;
 use crate::pg::relation::Lock;
 use crate::pg::role::bookkeeping;
 use crate::pg::{guc, spi, xact};
+use crate::pg::fmgr::float4_datum;
+use crate::progress;
 use crate::retry;
 use crate::shmem::{Assignment, Interrupt};
 use crate::submit;
@@ -89,7 +91,7 @@ fn finish_row(
         .hint("Call background_jobs.attach() again.")
         .raise();
     };
-    let statement = if completed { &table.statements.complete } else { &table.statements.fail };
+    let statement = if completed { &table.complete } else { &table.fail };
     on_row(job, || {
         spi::connect(|| {
             let arguments = [
@@ -98,6 +100,7 @@ fn finish_row(
                 Some(Datum::from(job.assignment.attempt)),
                 spi::timestamp(started_at),
                 spi::timestamp(clock::now()),
+                float4_datum(if job.assignment.exhausted { 0.0 } else { progress::reported(executor.slot) }),
             ];
             statement.execute(&arguments, 0).processed > 0
         })
@@ -114,7 +117,7 @@ fn on_row<T>(job: &Job, f: impl FnOnce() -> T) -> T {
 fn is_open(executor: &mut Executor, job: &Job) -> bool {
     let Some(table) = executor.tables.open(job.assignment.table, Lock::Read) else { return false };
     spi::connect(|| {
-        let rows = table.statements.load.execute(&[spi::uuid(&job.assignment.id)], 1);
+        let rows = table.load.execute(&[spi::uuid(&job.assignment.id)], 1);
         !rows.get::<bool>(0, 2).unwrap_or(true)
     })
 }
@@ -234,7 +237,7 @@ fn setback_of(
 fn restart_progress(executor: &mut Executor, job: &Job) {
     if let Some(table) = executor.tables.open(job.assignment.table, Lock::Write) {
         on_row(job, || {
-            spi::connect(|| table.statements.restart.execute(&[spi::uuid(&job.assignment.id)], 0));
+            spi::connect(|| table.restart.execute(&[spi::uuid(&job.assignment.id)], 0));
         });
     }
 }

@@ -8,7 +8,7 @@
 use super::Executor;
 use super::batch::{Job, LIMIT};
 use super::outcome::{self, Ended};
-use crate::job::{JobRef, LaneKey, Timing, format_id};
+use crate::job::{LaneKey, Timing, format_id};
 use crate::pg::error::{PgError, forget_cancel};
 use crate::pg::{bgworker, clock, guc, session, signal, timer, xact};
 use crate::progress;
@@ -146,7 +146,7 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run
         return run;
     }
     let id = format_id(&job.assignment.id);
-    let line = format!("background job {id} (handler \"{}\")", job.handler.definition.name);
+    let line = format!("background job {id} ({})", job.handler.definition.name);
     bgworker::report_application_name(&job.handler.definition.name);
     bgworker::report_activity(Some(&line));
     begin(executor, job, run.started_at);
@@ -303,9 +303,4 @@ pub fn discard(executor: &mut Executor, number: u64, assignment: &Assignment) {
         run.ended = Ended::Refused;
     }
     settle(executor, &[run]);
-}
-
-/// The job that this process runs, as others name it.
-pub fn current_job() -> Option<JobRef> {
-    current().map(|current| current.assignment.job())
 }

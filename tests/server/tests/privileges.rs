@@ -223,7 +223,8 @@ fn nothing_of_the_extension_is_open_to_the_public() {
                AND NOT (c.relkind = 'v' AND p = 'SELECT' AND c.relname IN ('queue', 'workers', 'handlers', 'handler_stats', 'attempts'))
              UNION ALL
              SELECT oid::regclass::text FROM pg_class
-             WHERE relnamespace = 'background_jobs'::regnamespace AND relkind = 'S' AND has_sequence_privilege(oid, 'USAGE, SELECT, UPDATE')
+             WHERE relnamespace = 'background_jobs'::regnamespace
+               AND CASE WHEN relkind = 'S' THEN has_sequence_privilege(oid, 'USAGE, SELECT, UPDATE') END
              UNION ALL
              SELECT oid::regprocedure::text || ' is SECURITY DEFINER' FROM pg_proc
              WHERE pronamespace = 'background_jobs'::regnamespace AND prosecdef

@@ -226,7 +226,9 @@ fn single_workers_are_replaced() {
     }
     let launchers =
         "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'background_jobs launcher'";
-    app.wait_true(launchers);
+    cluster.wait_until("one launcher", || {
+        server_tests::wait::yes(admin.query_one(launchers, &[]).unwrap().get(0))
+    });
 }
 
 #[test]

@@ -125,7 +125,11 @@ fn attach_checks_the_table() {
         &[],
     );
     assert!(triggers, "they fire always");
-    app.sql("ALTER TABLE good RENAME TO better; CREATE SCHEMA s; ALTER TABLE better SET SCHEMA s");
+    let owner = server_tests::ident(&app.role);
+    app.admin()
+        .batch_execute(&format!("CREATE SCHEMA s AUTHORIZATION {owner}"))
+        .unwrap();
+    app.sql("ALTER TABLE good RENAME TO better; ALTER TABLE better SET SCHEMA s");
     app.sql("CREATE FUNCTION f(payload jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT payload'");
     app.sql("SELECT background_jobs.register_handler('f', 'f(jsonb)', 's.better')");
     let id: Uuid = app.one(
