@@ -9,7 +9,7 @@ CREATE TABLE background_jobs.queued_job (
     job_id       uuid NOT NULL,
     handler      text COLLATE "C" NOT NULL,
     priority     smallint NOT NULL,
-    -- 0 immediate, 1 scheduled, 2 retry (src/job.rs, Timing)
+    -- 0 immediate, 1 scheduled, 2 retry, 3 quarantine (src/job.rs, Timing)
     timing       smallint NOT NULL,
     run_at       timestamptz NOT NULL,
     -- with job_table and job_id the identity of one submission

@@ -8,7 +8,7 @@ SELECT q.job_table, q.job_id, q.handler,
        q.run_at, q.enqueued_at,
        CASE WHEN w.pid IS NOT NULL THEN 'running'
             WHEN h.name IS NULL THEN 'unhandled'
-            WHEN q.timing OPERATOR(pg_catalog.=) 2 THEN 'retrying'
+            WHEN q.timing OPERATOR(pg_catalog.>=) 2 THEN 'retrying'
             WHEN q.timing OPERATOR(pg_catalog.=) 1 AND q.run_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()
                 THEN 'scheduled'
             ELSE 'available' END AS state,

@@ -507,15 +507,15 @@ fn identity(assignment: &Assignment, id: &JobId) -> [Option<Datum>; 4] {
 }
 
 /// Puts the job back for another attempt at `run_at`, charging this one. False: see `finish`.
-pub fn put_back(assignment: &Assignment, run_at: Timestamp, error: Option<Datum>) -> bool {
+pub fn put_back(assignment: &Assignment, timing: Timing, run_at: Timestamp, error: Option<Datum>) -> bool {
     let [job_table, id, enqueued_at, attempts] = identity(assignment, &assignment.id);
     statement!(
         "UPDATE background_jobs.queued_job
-            SET attempts = attempts + 1, timing = 2, run_at = $5, last_error = COALESCE($6, last_error)
+            SET attempts = attempts + 1, run_at = $5, last_error = COALESCE($6, last_error), timing = $7
           WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 AND attempts = $4",
-        [OID, UUID, TIME, INT4, TIME, JSONB]
+        [OID, UUID, TIME, INT4, TIME, JSONB, INT2]
     )
-    .execute(&[job_table, id, enqueued_at, attempts, timestamp(run_at), error], 0)
+    .execute(&[job_table, id, enqueued_at, attempts, timestamp(run_at), error, int2(timing as i16)], 0)
     .processed
         == 1
 }

@@ -5,6 +5,9 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
+/// The upper limit of background_jobs.max_executors.
+pub const MAX_MAX_EXECUTORS: usize = 1000;
+
 pub static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 pub static ALLOW_SUPERUSER_JOBS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static DATABASES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"*"));
@@ -138,7 +141,7 @@ fn ints() -> Vec<Int> {
             long: c"Each executor takes one of max_worker_processes.",
             setting: &MAX_EXECUTORS,
             min: 1,
-            max: 1000,
+            max: MAX_MAX_EXECUTORS as i32,
             context: GucContext::Postmaster,
             flags: GucFlags::default(),
         },

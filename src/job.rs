@@ -29,6 +29,8 @@ pub enum Timing {
     Scheduled = 1,
     /// Has failed and waits for its backoff.
     Retry = 2,
+    /// Was running when the server crashed; runs when `crash_quarantine` is over, one such job at a time.
+    Quarantine = 3,
 }
 
 impl Timing {
@@ -36,6 +38,7 @@ impl Timing {
         match value {
             0 => Self::Immediate,
             1 => Self::Scheduled,
+            3 => Self::Quarantine,
             _ => Self::Retry,
         }
     }
@@ -80,7 +83,7 @@ impl State {
         match (running, handled, timing, due) {
             (true, ..) => Self::Running,
             (_, false, ..) => Self::Unhandled,
-            (_, _, Timing::Retry, _) => Self::Retrying,
+            (_, _, Timing::Retry | Timing::Quarantine, _) => Self::Retrying,
             (_, _, Timing::Scheduled, false) => Self::Scheduled,
             _ => Self::Available,
         }

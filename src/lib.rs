@@ -56,6 +56,7 @@ mod gucs;
 mod handler;
 mod job;
 mod job_table;
+mod journal;
 mod pg;
 mod progress;
 mod retry;
@@ -80,7 +81,7 @@ pub extern "C-unwind" fn _PG_init() {
         return;
     }
     gucs::define();
-    pg::shmem::install(shmem::size);
+    pg::shmem::install(shmem::size, journal::start);
     pg::xact::on_end(submit::on_end);
     pg::utility::install(databases::callbacks());
     if !pg::bgworker::in_binary_upgrade() {

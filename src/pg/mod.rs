@@ -14,6 +14,7 @@ pub mod function;
 pub mod guc;
 pub mod latch;
 pub mod lwlock;
+pub mod mapped_file;
 pub mod memory;
 pub mod relation;
 pub mod role;

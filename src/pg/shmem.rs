@@ -10,14 +10,17 @@ const NAME: &CStr = c"background_jobs";
 
 static BASE: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 static SIZE: OnceLock<fn() -> usize> = OnceLock::new();
+static STARTED: OnceLock<fn()> = OnceLock::new();
 static PREVIOUS_STARTUP: OnceLock<pg_sys::shmem_startup_hook_type> = OnceLock::new();
 #[cfg(not(feature = "pg14"))]
 static PREVIOUS_REQUEST: OnceLock<pg_sys::shmem_request_hook_type> = OnceLock::new();
 
 /// Installs the hooks. `size` is asked once the settings are known; the memory is zeroed at every start and
-/// restart of the server, so that all zeroes has to be the structures' resting state.
-pub fn install(size: fn() -> usize) {
+/// restart of the server, so that all zeroes has to be the structures' resting state. `started` runs in the postmaster when
+/// the memory is there and no other process is.
+pub fn install(size: fn() -> usize, started: fn()) {
     SIZE.get_or_init(|| size);
+    STARTED.get_or_init(|| started);
     // SAFETY: hooks are chained while the postmaster loads its libraries, which is single-threaded.
     unsafe {
         PREVIOUS_STARTUP.get_or_init(|| pg_sys::shmem_startup_hook);
@@ -67,6 +70,9 @@ unsafe extern "C-unwind" fn startup() {
             std::ptr::write_bytes(base, 0, size());
         }
         BASE.store(base, Ordering::Release);
+    }
+    if let Some(started) = STARTED.get() {
+        started();
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Assignment {
     pub enqueued_at: Timestamp,
     /// Since when it could have run.
     pub due_at: Timestamp,
+    /// Was running when the server crashed.
+    pub suspect: bool,
     /// The attempts are used up: do not run the handler, write the final failure.
     pub exhausted: bool,
 }

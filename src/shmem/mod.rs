@@ -30,12 +30,34 @@ pub struct Header {
     /// Databases in which CREATE EXTENSION was committed. A cell is filled by anybody (0 -> OID) and emptied by the
     /// launcher; when none is empty, `rescan` does instead.
     pub created: [AtomicU32; 32],
+    /// The number + 1 of the executor that runs a suspect of a crash, or 0. Written by dispatchers.
+    suspect: AtomicU32,
     /// How many waiters there are; read before the waiters are looked through. Written under the lock.
     pub waiters: AtomicU32,
 }
 
 // SAFETY: atomics only; all zeroes is nobody and nothing.
 unsafe impl Shared for Header {}
+
+impl Header {
+    /// Makes `executor` the one that runs a suspect of a crash, if there is none.
+    pub fn reserve_suspect(&self, executor: usize) -> bool {
+        let executor = executor as u32 + 1;
+        self.suspect.compare_exchange(0, executor, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub fn release_suspect(&self, executor: usize) {
+        let executor = executor as u32 + 1;
+        let released = self.suspect.compare_exchange(executor, 0, Ordering::AcqRel, Ordering::Acquire);
+        if released.is_ok() {
+            databases().iter().for_each(|slot| slot.dispatcher.wake());
+        }
+    }
+
+    pub fn no_suspect_runs(&self) -> bool {
+        self.suspect.load(Ordering::Acquire) == 0
+    }
+}
 
 const WAITERS: usize = 128;
 

@@ -8,7 +8,7 @@ use super::{Claimed, Dispatcher};
 use crate::catalog::Waiting;
 use crate::gucs;
 use crate::handler;
-use crate::job::{JobRef, LaneKey};
+use crate::job::{JobRef, LaneKey, Timing};
 use crate::pg::clock;
 use crate::shmem::{self, Assignment, ExecutorSlot, Name, SlotState};
 use std::collections::{BTreeMap, HashMap};
@@ -77,6 +77,7 @@ impl Dispatcher {
             .lanes
             .values()
             .filter(|lane| lane.first().is_some() && self.may_run(&lane.key) && !lane.is_blocked())
+            .filter(|lane| lane.key.timing != Timing::Quarantine || shmem::header().no_suspect_runs())
             .filter_map(|lane| self.tables.get(&lane.key.table))
             .filter(|table| table.runnable)
             .map(|table| table.owner)
@@ -110,10 +111,17 @@ impl Dispatcher {
             .filter(|lane| lane.first().is_some() && !lane.is_blocked())
             .filter(|lane| self.tables.get(&lane.key.table).is_some_and(|table| table.owner == owner && table.runnable))
             .filter(|lane| self.may_run(&lane.key))
+            .filter(|lane| lane.key.timing != Timing::Quarantine || shmem::header().no_suspect_runs())
             .min_by_key(|lane| (lane.key.priority, lane.turn))
             .map(|lane| lane.key.clone());
         let Some(key) = candidate else { return false };
-        let Some(executor) = self.room(owner, self.roster.pace.is_short(&key)) else { return false };
+        // A suspect has an executor to itself.
+        let suspect = key.timing == Timing::Quarantine;
+        let short = !suspect && self.roster.pace.is_short(&key);
+        let Some(executor) = self.room(owner, short) else { return false };
+        if suspect && !shmem::header().reserve_suspect(executor) {
+            return false;
+        }
         self.turns += 1;
         let turn = self.turns;
         let Some(lane) = self.lanes.get_mut(&key) else { return false };
@@ -129,6 +137,7 @@ impl Dispatcher {
             }
             None => {
                 // It was asked to leave in the meantime.
+                shmem::header().release_suspect(executor);
                 if let Some(lane) = self.lanes.get_mut(&key) {
                     lane.untake(waiting);
                 }
@@ -174,6 +183,7 @@ impl Dispatcher {
             max_attempts: waiting.max_attempts.unwrap_or(0),
             enqueued_at: waiting.enqueued_at,
             due_at: waiting.run_at,
+            suspect: key.timing == Timing::Quarantine,
             exhausted,
         }
     }

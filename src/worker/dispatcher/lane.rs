@@ -94,7 +94,7 @@ impl Lane {
     /// Schedules follow the wall clock. A backoff is a length of time, which a clock that is set back must not stretch.
     fn now(&self, monotone_now: Timestamp) -> Timestamp {
         match self.key.timing {
-            Timing::Retry => monotone_now,
+            Timing::Retry | Timing::Quarantine => monotone_now,
             _ => clock::now(),
         }
     }

@@ -98,6 +98,9 @@ pub fn main(argument: u64) {
     bgworker::report_activity(None);
     let mut dispatcher = Dispatcher::new(slot, database);
     dispatcher.roster.adopt(database, &mut dispatcher.claims);
+    if xact::transaction(database::has_extension).unwrap_or(false) {
+        dispatcher.charge_suspects();
+    }
     run(|| dispatcher.tick());
 }
 

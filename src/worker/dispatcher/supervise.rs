@@ -5,11 +5,12 @@ use super::{Claimed, Dispatcher};
 use crate::catalog;
 use crate::gucs;
 use crate::handler;
-use crate::job::Setback;
+use crate::journal;
+use crate::job::{LaneKey, Setback, Timing};
 use crate::pg::call::random_unit;
 use crate::pg::clock;
 use crate::pg::error::PgError;
-use crate::pg::{lwlock, signal, spi, xact};
+use crate::pg::{guc, lwlock, signal, spi, xact};
 use crate::progress;
 use crate::shmem::{self, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot};
 use crate::worker::executor::timeout_error;
@@ -50,6 +51,9 @@ impl Dispatcher {
             self.roster.pace.note(&claimed.lane, run_us);
         }
         self.claims.remove(&assignment.job());
+        if assignment.suspect {
+            shmem::header().release_suspect(executor);
+        }
         if run_us == REFUSED {
             let lane = self.lanes.values_mut().find(|lane| {
                 lane.key.table == assignment.table && lane.key.handler == assignment.handler.to_text()
@@ -88,6 +92,7 @@ impl Dispatcher {
             }
         }
         self.interrupts.0.retain(|(executor, _), _| *executor != index);
+        shmem::header().release_suspect(index);
         lwlock::with(true, || slot.set_state(SlotState::Free));
         WaiterSlot::wake_all(self.database);
     }
@@ -118,7 +123,7 @@ impl Dispatcher {
         let charged = xact::transaction(|| {
             spi::connect(|| {
                 let document = catalog::error_document(&error);
-                if catalog::put_back(assignment, run_at, document) {
+                if catalog::put_back(assignment, Timing::Retry, run_at, document) {
                     catalog::log_attempt(assignment, setback, document, started_at, 0);
                 }
             });
@@ -126,13 +131,46 @@ impl Dispatcher {
         if let Err(error) = charged {
             error.log();
         }
-        let lane = crate::job::LaneKey {
+        let lane = LaneKey {
             table: assignment.table,
             handler: assignment.handler.to_text(),
             priority: assignment.priority,
-            timing: crate::job::Timing::Retry,
+            timing: Timing::Retry,
         };
         self.note(lane, run_at);
+    }
+
+    /// Charges the jobs that were running in this database when the server crashed, and lets them wait.
+    pub fn charge_suspects(&mut self) {
+        let suspects = journal::suspects(self.database);
+        if suspects.is_empty() {
+            return;
+        }
+        let error = PgError::new(
+            PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN,
+            "the server crashed while the job ran",
+        )
+        .hint("The server log says what happened.");
+        let quarantine = clock::now() + gucs::crash_quarantine().as_micros() as i64;
+        let charged = xact::transaction(|| {
+            // Whatever the setting: what is charged has to stay charged if the server crashes again.
+            guc::set_local(c"synchronous_commit", "on");
+            spi::connect(|| {
+                for (_, entry) in &suspects {
+                    let document = catalog::error_document(&error);
+                    if catalog::put_back(&entry.assignment, Timing::Quarantine, quarantine, document) {
+                        catalog::log_attempt(&entry.assignment, Setback::Crashed, document, entry.started_at, 0);
+                    }
+                }
+            });
+        });
+        match charged {
+            Ok(()) => {
+                let places: Vec<usize> = suspects.iter().map(|(place, _)| *place).collect();
+                journal::acquit(&places);
+            }
+            Err(error) => error.log(),
+        }
     }
 
     /// Finds claims whose jobs are no longer in the queue: cancelled, deleted, finished by somebody else.

@@ -16,6 +16,7 @@ pub use run::{Current, current};
 
 use crate::catalog::{self, Counts};
 use crate::gucs;
+use crate::journal;
 use crate::handler::Handlers;
 use crate::pg::memory::Context;
 use crate::pg::role::bookkeeping;
@@ -33,16 +34,18 @@ const TENURE: Duration = Duration::from_millis(500);
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
 
 thread_local! {
-    static SLOT: Cell<Option<&'static ExecutorSlot>> = const { Cell::new(None) };
+    static SLOT: Cell<Option<(usize, &'static ExecutorSlot)>> = const { Cell::new(None) };
 }
 
 /// The slot of this process, if it is an executor.
 pub fn own_slot() -> Option<&'static ExecutorSlot> {
-    SLOT.get()
+    SLOT.get().map(|(_, slot)| slot)
 }
 
 pub struct Executor {
     slot: &'static ExecutorSlot,
+    /// Of the slot, and of the executor's place in the journal.
+    index: usize,
     dispatcher: &'static DatabaseSlot,
     database: u32,
     owner: u32,
@@ -64,8 +67,9 @@ pub fn argument(index: usize, generation: u32) -> u64 {
 }
 
 pub fn main(argument: u64) {
-    signal::install(Some(|| SLOT.get().is_some_and(|slot| slot.interrupt().is_some())));
-    let slot = &shmem::executors()[(argument & 0xffff_ffff) as usize];
+    signal::install(Some(|| own_slot().is_some_and(|slot| slot.interrupt().is_some())));
+    let index = (argument & 0xffff_ffff) as usize;
+    let slot = &shmem::executors()[index];
     let ours = lwlock::with(true, || {
         let ours = slot.state() == SlotState::Starting
             && slot.generation.load(Ordering::Acquire) == (argument >> 32) as u32;
@@ -77,7 +81,7 @@ pub fn main(argument: u64) {
     if !ours {
         return;
     }
-    SLOT.set(Some(slot));
+    SLOT.set(Some((index, slot)));
     bgworker::at_exit(leave);
     let (database, owner) = (slot.database.load(Ordering::Acquire), slot.owner.load(Ordering::Acquire));
     bgworker::connect(Oid::from(database), Oid::from(owner));
@@ -87,6 +91,7 @@ pub fn main(argument: u64) {
     let now = Instant::now();
     let mut executor = Executor {
         slot,
+        index,
         dispatcher,
         database,
         owner,
@@ -106,7 +111,8 @@ pub fn main(argument: u64) {
 
 /// The exit callback: what was not finished goes back to the dispatcher, and the slot to whoever waits for one.
 fn leave() {
-    let Some(slot) = SLOT.take() else { return };
+    let Some((index, slot)) = SLOT.take() else { return };
+    journal::end(index);
     let database = slot.database.load(Ordering::Acquire);
     lwlock::with(true, || {
         let passed = slot.passed.load(Ordering::Acquire);

@@ -3,7 +3,7 @@
 use super::Executor;
 use super::batch::Job;
 use crate::catalog;
-use crate::job::{FREE_CONFLICTS, Setback};
+use crate::job::{FREE_CONFLICTS, Setback, Timing};
 use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
@@ -225,7 +225,7 @@ fn setback_of(
         (Some(run_at), _) => {
             restart_progress(executor, job);
             let put_back = bookkeeping(|| {
-                spi::connect(|| catalog::put_back(assignment, run_at, catalog::error_document(error)))
+                spi::connect(|| catalog::put_back(assignment, Timing::Retry, run_at, catalog::error_document(error)))
             });
             if put_back { Ended::Retry(run_at) } else { Ended::Withdrawn }
         }
@@ -288,7 +288,7 @@ fn retreat(job: &Job, error: &PgError, started_at: Timestamp) -> Ended {
         spi::connect(|| {
             let document = catalog::error_document(error);
             catalog::log_attempt(&job.assignment, Setback::Error, document, started_at, own_pid());
-            catalog::put_back(&job.assignment, run_at, document)
+            catalog::put_back(&job.assignment, Timing::Retry, run_at, document)
         })
     });
     if put_back { Ended::Retry(run_at) } else { Ended::Withdrawn }

@@ -11,6 +11,7 @@ use super::outcome::{self, Ended};
 use crate::job::{LaneKey, Timing, format_id};
 use crate::pg::error::{PgError, forget_cancel};
 use crate::pg::{bgworker, clock, guc, session, signal, timer, xact};
+use crate::journal::{self, Entry};
 use crate::progress;
 use crate::shmem::{Assignment, ClaimState, Interrupt, Note, REFUSED, WaiterSlot};
 use crate::submit;
@@ -198,6 +199,15 @@ fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
     let max_attempts = job.handler.policy(own_limit).max_attempts;
     CURRENT.set(Some(Current { assignment: job.assignment, max_attempts }));
     executor.slot.started_at.store(started_at, Ordering::Release);
+    journal::begin(
+        executor.index,
+        Entry {
+            database: executor.database,
+            suspect: job.assignment.suspect,
+            assignment: job.assignment,
+            started_at,
+        },
+    );
     executor.slot.started_ns.store(clock::monotonic_ns(), Ordering::Release);
     forget_cancel();
     executor.slot.begin(job.number);
@@ -216,6 +226,7 @@ fn close_progress(executor: &Executor) {
 
 /// Tells everybody whom it concerns how the runs ended; they are committed.
 fn settle(executor: &mut Executor, runs: &[Run]) {
+    journal::end(executor.index);
     let mut finished = Vec::new();
     let mut notes = Vec::new();
     for run in runs {

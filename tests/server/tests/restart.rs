@@ -7,9 +7,12 @@ fn configuration() -> Builder {
     Cluster::builder().conf("background_jobs.crash_quarantine", "200ms")
 }
 
-/// Notes itself and says where it is; sleeps for ten minutes unless the gate is open; returns its attempt.
+/// Notes itself and says where it is; sleeps for ten minutes or until the gate is open; returns its attempt.
 const SLEEPER: &str = "PERFORM note(); PERFORM reach(1);
-    IF NOT EXISTS (SELECT FROM gates WHERE name = 'awake') THEN PERFORM pg_sleep(600); END IF;
+    FOR i IN 1..12000 LOOP
+        EXIT WHEN EXISTS (SELECT FROM gates WHERE name = 'awake');
+        PERFORM pg_sleep(0.05);
+    END LOOP;
     RETURN to_jsonb((SELECT attempt FROM background_jobs.current_job()));";
 
 struct Scene<'a> {

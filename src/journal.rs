@@ -1,0 +1,131 @@
+//! What was running when the server crashed.
+//!
+//! Every executor notes the job that it is about to run, and strikes it out afterwards; a stop in good order strikes it
+//! out, too. So what stands there when the server comes up ran when a crash took it down. The postmaster then moves
+//! it to the suspects, each of which the dispatcher of its database charges an attempt, durably, before it strikes it out. A job
+//! that takes the server down ends that way after its last attempt.
+//!
+//! The file lies beside the statistics files, which a base backup leaves out: a copy of the server accuses nobody.
+//! If it is lost with the machine, nobody is charged.
+
+use crate::pg::clock::Timestamp;
+use crate::pg::error::PgError;
+use crate::pg::mapped_file::MappedFile;
+use crate::pg::shmem::{Cell, Shared};
+use crate::shmem::Assignment;
+use pgrx::PgSqlErrorCode;
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const PATH: &CStr = c"pg_stat_tmp/background_jobs.journal";
+const EXECUTORS: usize = crate::gucs::MAX_MAX_EXECUTORS;
+const SUSPECTS: usize = 1024;
+
+const EMPTY: u32 = 0;
+const RUNNING: u32 = 1;
+
+/// A job that was running.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Entry {
+    pub database: u32,
+    /// It was running when the server crashed before.
+    pub suspect: bool,
+    pub assignment: Assignment,
+    pub started_at: Timestamp,
+}
+
+/// One place. `entry` is written by the place's owner while `state` is EMPTY: an executor for its own place, the postmaster for
+/// all while nobody else is there.
+#[repr(C)]
+struct Place {
+    state: AtomicU32,
+    entry: Cell<Entry>,
+}
+
+#[repr(C)]
+struct Journal {
+    /// Tells a file of another layout.
+    layout: AtomicU32,
+    executors: [Place; EXECUTORS],
+    suspects: [Place; SUSPECTS],
+}
+
+// SAFETY: atomics and cells that follow the rule stated at `Place`; all zeroes is an empty journal.
+unsafe impl Shared for Journal {}
+
+static FILE: MappedFile<Journal> = MappedFile::new();
+
+impl Place {
+    fn set(&self, entry: Entry) {
+        self.state.store(EMPTY, Ordering::SeqCst);
+        self.entry.set(entry);
+        self.state.store(RUNNING, Ordering::SeqCst);
+    }
+
+    fn clear(&self) {
+        self.state.store(EMPTY, Ordering::SeqCst);
+    }
+
+    fn get(&self) -> Option<Entry> {
+        (self.state.load(Ordering::SeqCst) == RUNNING).then(|| self.entry.get())
+    }
+}
+
+/// Opens the journal, and moves what stands in it to the suspects. By the postmaster, at the start of the server and
+/// after every crash, while no other process of ours exists.
+pub fn start() {
+    let journal = match FILE.open(PATH) {
+        Ok(journal) => journal,
+        Err(error) => {
+            PgError::new(PgSqlErrorCode::ERRCODE_IO_ERROR, format!("could not open file \"{}\": {error}", PATH.to_string_lossy()))
+                .detail("Jobs that are running when the server crashes will not be charged an attempt.")
+                .log();
+            return;
+        }
+    };
+    let layout = (size_of::<Journal>() as u32).rotate_left(7) ^ size_of::<Assignment>() as u32;
+    if journal.layout.swap(layout, Ordering::SeqCst) != layout {
+        journal.executors.iter().chain(&journal.suspects).for_each(Place::clear);
+    }
+    let ran: Vec<Entry> = journal.executors.iter().filter_map(Place::get).collect();
+    // A suspect runs as the only one of its kind, so when the server crashed again, it was that one.
+    let again = ran.iter().any(|entry| entry.suspect);
+    for entry in ran.into_iter().filter(|entry| entry.suspect || !again) {
+        if let Some(free) = journal.suspects.iter().find(|place| place.get().is_none()) {
+            free.set(entry);
+        }
+    }
+    journal.executors.iter().for_each(Place::clear);
+}
+
+/// Notes what executor number `index` is about to run.
+pub fn begin(index: usize, entry: Entry) {
+    if let Some(journal) = FILE.get() {
+        journal.executors[index].set(entry);
+    }
+}
+
+/// Strikes it out.
+pub fn end(index: usize) {
+    if let Some(journal) = FILE.get() {
+        journal.executors[index].clear();
+    }
+}
+
+/// The suspects of a database, with their places.
+pub fn suspects(database: u32) -> Vec<(usize, Entry)> {
+    let Some(journal) = FILE.get() else { return Vec::new() };
+    let entries = journal.suspects.iter().enumerate();
+    entries
+        .filter_map(|(index, place)| Some((index, place.get()?)))
+        .filter(|(_, entry)| entry.database == database)
+        .collect()
+}
+
+/// Strikes suspects out, once they are charged.
+pub fn acquit(places: &[usize]) {
+    if let Some(journal) = FILE.get() {
+        places.iter().for_each(|index| journal.suspects[*index].clear());
+    }
+}
