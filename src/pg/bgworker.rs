@@ -149,6 +149,14 @@ pub fn leave_if_asked(code: i32) {
     }
 }
 
+pub fn postmaster_is_alive() -> bool {
+    unsafe extern "C-unwind" {
+        fn PostmasterIsAliveInternal() -> bool;
+    }
+    // SAFETY: a plain look at the postmaster's pipe; raises no error.
+    unsafe { PostmasterIsAliveInternal() }
+}
+
 pub fn in_binary_upgrade() -> bool {
     // SAFETY: set at server start.
     unsafe { pg_sys::IsBinaryUpgrade }

@@ -112,7 +112,10 @@ pub fn main(argument: u64) {
 /// The exit callback: what was not finished goes back to the dispatcher, and the slot to whoever waits for one.
 fn leave() {
     let Some((index, slot)) = SLOT.take() else { return };
-    journal::end(index);
+    // A worker that leaves because the postmaster is gone is part of a crash.
+    if bgworker::postmaster_is_alive() {
+        journal::end(index);
+    }
     let database = slot.database.load(Ordering::Acquire);
     lwlock::with(true, || {
         let passed = slot.passed.load(Ordering::Acquire);

@@ -115,11 +115,10 @@ fn nothing_is_left_for_the_next_job() {
             );
         }
         let id = app.submit("inspect", json!({}));
-        assert_eq!(
-            app.wait_final(id).result,
-            Some(clean.clone()),
-            "after {handler}"
-        );
+        let mut seen = app.wait_final(id).result.unwrap();
+        // The only executor may have given way to another owner's job meanwhile.
+        seen["pid"] = clean["pid"].clone();
+        assert_eq!(seen, clean, "after {handler}");
     }
 }
 
