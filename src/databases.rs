@@ -13,11 +13,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn callbacks() -> Callbacks {
-    Callbacks {
-        before_exclusive,
-        after_create: submit::note_databases,
-        after_drop: submit::note_dropped,
-    }
+    Callbacks { before_exclusive, after_create: submit::note_databases, after_drop: submit::note_dropped }
 }
 
 fn before_exclusive(name: &str) {
@@ -29,7 +25,7 @@ fn before_exclusive(name: &str) {
     let oid = oid.to_u32();
     let Some(slot) = shmem::database(oid) else { return };
     slot.evicted.store(true, Ordering::Release);
-    slot.blocked_by.store(latch::own_pid(), Ordering::Release);
+    slot.blocked_by.store(latch::own_pid(), Ordering::SeqCst);
     submit::note_blocked(oid);
     send_away(oid);
     let deadline = Instant::now() + PATIENCE;

@@ -56,11 +56,7 @@ pub fn progress_flush_interval() -> Duration {
 
 /// What applies to a handler that was registered without values of its own.
 pub fn retry_policy() -> Policy {
-    Policy {
-        max_attempts: MAX_ATTEMPTS.get(),
-        delay: millis(&RETRY_DELAY),
-        max_delay: millis(&MAX_RETRY_DELAY),
-    }
+    Policy { max_attempts: MAX_ATTEMPTS.get(), delay: millis(&RETRY_DELAY), max_delay: millis(&MAX_RETRY_DELAY) }
 }
 
 pub fn handler_timeout() -> Option<Duration> {
@@ -117,7 +113,14 @@ pub fn define() {
     );
     for int in ints() {
         GucRegistry::define_int_guc(
-            int.name, int.short, int.long, int.setting, int.min, int.max, int.context, int.flags,
+            int.name,
+            int.short,
+            int.long,
+            int.setting,
+            int.min,
+            int.max,
+            int.context,
+            int.flags,
         );
     }
     crate::pg::guc::reserve_prefix(c"background_jobs");

@@ -4,11 +4,11 @@ use crate::catalog;
 use crate::gucs;
 use crate::job::JobId;
 use crate::pg::error::PgError;
+use crate::pg::guc;
 use crate::pg::memory::{Context, HeldDatum};
 use crate::pg::relation::qualified;
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
-use crate::pg::guc;
 use crate::retry::Policy;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -55,8 +55,10 @@ impl Handler {
                     pg_sys::JSONBOID if rows.processed == 1 => rows.hold(0, 1, into),
                     _ => PgError::new(
                         PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
-                        format!("handler function {} does not return one jsonb or void any more",
-                                self.definition.function),
+                        format!(
+                            "handler function {} does not return one jsonb or void any more",
+                            self.definition.function
+                        ),
                     )
                     .hint("Register a function that returns jsonb or void with background_jobs.register_handler().")
                     .raise(),

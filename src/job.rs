@@ -148,14 +148,7 @@ pub const FREE_CONFLICTS: i16 = 10;
 /// Formats an id the way PostgreSQL prints a uuid.
 pub fn format_id(id: &JobId) -> String {
     let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 /// The handler a row asks for, in the form in which the queue keeps it. A name that is too long to be registered stays
@@ -178,9 +171,7 @@ mod tests {
 
     #[test]
     fn id_is_printed_as_a_uuid() {
-        let id = [
-            0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0, 0, 0, 0, 0, 0, 0, 0xff,
-        ];
+        let id = [0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0, 0, 0, 0, 0, 0, 0, 0xff];
         assert_eq!(format_id(&id), "01234567-89ab-cdef-0000-0000000000ff");
     }
 
@@ -196,10 +187,7 @@ mod tests {
             for n in 0..200 {
                 let asked = unit.repeat(n);
                 let kept = handler_name(Some(asked.clone()));
-                assert!(
-                    kept == asked || kept.len() > MAX_HANDLER_NAME,
-                    "{asked} became {kept}"
-                );
+                assert!(kept == asked || kept.len() > MAX_HANDLER_NAME, "{asked} became {kept}");
                 assert!(kept.len() <= MAX_HANDLER_NAME + 4);
             }
         }
@@ -208,22 +196,10 @@ mod tests {
     #[test]
     fn states_of_the_queue() {
         use Timing::*;
-        assert_eq!(
-            State::of_queued(Immediate, true, true, false),
-            State::Available
-        );
-        assert_eq!(
-            State::of_queued(Immediate, true, false, false),
-            State::Unhandled
-        );
-        assert_eq!(
-            State::of_queued(Scheduled, false, true, false),
-            State::Scheduled
-        );
-        assert_eq!(
-            State::of_queued(Scheduled, true, true, false),
-            State::Available
-        );
+        assert_eq!(State::of_queued(Immediate, true, true, false), State::Available);
+        assert_eq!(State::of_queued(Immediate, true, false, false), State::Unhandled);
+        assert_eq!(State::of_queued(Scheduled, false, true, false), State::Scheduled);
+        assert_eq!(State::of_queued(Scheduled, true, true, false), State::Available);
         assert_eq!(State::of_queued(Retry, false, true, false), State::Retrying);
         assert_eq!(State::of_queued(Retry, true, true, true), State::Running);
     }

@@ -81,10 +81,7 @@ impl Options {
                 PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
                 format!("\"{name}\" is not an optional column of a job table"),
             )
-            .hint(format!(
-                "The optional columns are {}.",
-                OPTIONAL.map(|(known, ..)| known).join(", ")
-            ))),
+            .hint(format!("The optional columns are {}.", OPTIONAL.map(|(known, ..)| known).join(", ")))),
         }
     }
 }
@@ -127,10 +124,7 @@ pub fn open(oid: Oid, lock: Lock) -> Result<Relation, PgError> {
 pub fn check_shape(table: &Relation, options: &Options) -> Result<(), PgError> {
     let wrong = |code, message: String| PgError::new(code, message);
     if !matches!(table.kind, 'r' | 'p') {
-        return Err(wrong(
-            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
-            format!("\"{}\" is not a table", table.name),
-        ));
+        return Err(wrong(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{}\" is not a table", table.name)));
     }
     if table.persistence == 't' {
         return Err(wrong(
@@ -140,11 +134,8 @@ pub fn check_shape(table: &Relation, options: &Options) -> Result<(), PgError> {
         .detail("No other session can see its rows."));
     }
     if table.is_partition {
-        return Err(wrong(
-            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
-            format!("\"{}\" is a partition", table.name),
-        )
-        .hint("Attach the partitioned table."));
+        return Err(wrong(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{}\" is a partition", table.name))
+            .hint("Attach the partitioned table."));
     }
     let optional = OPTIONAL.iter().filter(|(name, ..)| options.uses(name));
     for (name, type_id, type_name) in REQUIRED.iter().chain(optional) {
@@ -168,9 +159,7 @@ pub fn check_shape(table: &Relation, options: &Options) -> Result<(), PgError> {
 /// The statements that (re)create the triggers.
 pub fn trigger_statements(table: &Relation, options: &Options) -> Vec<String> {
     let name = table.qualified_name();
-    let open = |row: &str| {
-        format!("{row}.completed IS NOT TRUE AND {row}.cancelled IS NOT TRUE")
-    };
+    let open = |row: &str| format!("{row}.completed IS NOT TRUE AND {row}.cancelled IS NOT TRUE");
     let definitions = [
         (SUBMIT_TRIGGER, "INSERT", format!("FOR EACH ROW WHEN ({})", open("NEW")), "submit"),
         (
@@ -260,8 +249,10 @@ impl Statements {
             complete: finish("1"),
             fail: finish("GREATEST(progress, $6)"),
             restart: Statement::new(
-                format!("UPDATE {name} SET progress = 0 WHERE {own} AND {UNFINISHED} \
-                         AND progress OPERATOR(pg_catalog.<>) 0::pg_catalog.float4"),
+                format!(
+                    "UPDATE {name} SET progress = 0 WHERE {own} AND {UNFINISHED} \
+                         AND progress OPERATOR(pg_catalog.<>) 0::pg_catalog.float4"
+                ),
                 &[pg_sys::UUIDOID],
             ),
             // A row that somebody has locked is left for the next time: a progress writer waits for nobody.

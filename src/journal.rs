@@ -78,9 +78,12 @@ pub fn start() {
     let journal = match FILE.open(PATH) {
         Ok(journal) => journal,
         Err(error) => {
-            PgError::new(PgSqlErrorCode::ERRCODE_IO_ERROR, format!("could not open file \"{}\": {error}", PATH.to_string_lossy()))
-                .detail("Jobs that are running when the server crashes will not be charged an attempt.")
-                .log();
+            PgError::new(
+                PgSqlErrorCode::ERRCODE_IO_ERROR,
+                format!("could not open file \"{}\": {error}", PATH.to_string_lossy()),
+            )
+            .detail("Jobs that are running when the server crashes will not be charged an attempt.")
+            .log();
             return;
         }
     };

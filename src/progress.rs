@@ -16,7 +16,7 @@ const ALMOST: f32 = 1.0 - f32::EPSILON / 2.0;
 /// Reports the progress of the running handler. `value` is in 0..=1; a lower one than before is ignored.
 pub fn report(slot: &ExecutorSlot, value: f32) {
     // Non-negative floats order like their bits.
-    slot.progress.fetch_max(value.max(0.0).min(ALMOST).to_bits(), Ordering::AcqRel);
+    slot.progress.fetch_max(value.clamp(0.0, ALMOST).to_bits(), Ordering::AcqRel);
 }
 
 pub fn reported(slot: &ExecutorSlot) -> f32 {

@@ -40,17 +40,11 @@ pub fn conflict_delay(conflicts: i16, random: f64) -> Duration {
 mod tests {
     use super::*;
 
-    const POLICY: Policy = Policy {
-        max_attempts: 5,
-        delay: Duration::from_secs(1),
-        max_delay: Duration::from_secs(5),
-    };
+    const POLICY: Policy = Policy { max_attempts: 5, delay: Duration::from_secs(1), max_delay: Duration::from_secs(5) };
 
     #[test]
     fn doubles_up_to_the_limit() {
-        let delays: Vec<_> = (1..=4)
-            .map(|n| POLICY.delay_after(n, 0.0).map(|d| d.as_secs()))
-            .collect();
+        let delays: Vec<_> = (1..=4).map(|n| POLICY.delay_after(n, 0.0).map(|d| d.as_secs())).collect();
         assert_eq!(delays, [Some(1), Some(2), Some(4), Some(5)]);
     }
 
@@ -63,26 +57,15 @@ mod tests {
     #[test]
     fn jitter_only_shortens_and_by_a_quarter_at_most() {
         for step in 0..100 {
-            let delay = POLICY
-                .delay_after(3, f64::from(step) / 100.0)
-                .expect("not the last attempt");
+            let delay = POLICY.delay_after(3, f64::from(step) / 100.0).expect("not the last attempt");
             assert!(delay <= Duration::from_secs(4) && delay >= Duration::from_secs(3));
         }
     }
 
     #[test]
     fn far_attempts_do_not_overflow() {
-        let policy = Policy {
-            max_attempts: i32::MAX,
-            ..POLICY
-        };
-        assert_eq!(
-            policy.delay_after(1_000_000, 0.0),
-            Some(Duration::from_secs(5))
-        );
-        assert_eq!(
-            policy.delay_after(i32::MAX - 1, 0.0),
-            Some(Duration::from_secs(5))
-        );
+        let policy = Policy { max_attempts: i32::MAX, ..POLICY };
+        assert_eq!(policy.delay_after(1_000_000, 0.0), Some(Duration::from_secs(5)));
+        assert_eq!(policy.delay_after(i32::MAX - 1, 0.0), Some(Duration::from_secs(5)));
     }
 }

@@ -120,8 +120,7 @@ pub fn on_end(end: End) {
             slot.withdraw();
             WaiterSlot::wake_all(database);
         }
-        let notes: Vec<Note> =
-            told.lanes.iter().filter_map(|(lane, run_at)| Note::new(lane, *run_at)).collect();
+        let notes: Vec<Note> = told.lanes.iter().filter_map(|(lane, run_at)| Note::new(lane, *run_at)).collect();
         if !notes.is_empty() {
             slot.leave(&notes);
         }

@@ -11,12 +11,9 @@ use pgrx::pg_sys::{Datum, Oid};
 
 fn current() -> Current {
     executor::current().unwrap_or_else(|| {
-        PgError::new(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "there is no current job",
-        )
-        .detail("This function can only be called by a handler that runs a job.")
-        .raise()
+        PgError::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "there is no current job")
+            .detail("This function can only be called by a handler that runs a job.")
+            .raise()
     })
 }
 
@@ -36,12 +33,9 @@ fn set(value: Option<f64>) {
     current();
     let value = value.unwrap_or_else(|| missing("progress").raise());
     if !(0.0..=1.0).contains(&value) {
-        PgError::new(
-            PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
-            format!("progress {value} is out of range"),
-        )
-        .detail("Progress is a number from 0 to 1.")
-        .raise();
+        PgError::new(PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE, format!("progress {value} is out of range"))
+            .detail("Progress is a number from 0 to 1.")
+            .raise();
     }
     if let Some(slot) = executor::own_slot() {
         let clean = !progress::is_dirty(slot);

@@ -1,16 +1,18 @@
 //! enqueue(), cancel(), retry(), run_now().
 
-use super::{Fallible, attached_table, invalid, job_argument, missing, or_raise, owned_table, require_preload, table_argument};
+use super::{
+    Fallible, attached_table, invalid, job_argument, missing, or_raise, owned_table, require_preload, table_argument,
+};
 use crate::catalog::{self, NewJob};
 use crate::job::{JobRef, Timing, handler_name};
 use crate::job_table::{self, Options};
+use crate::pg::call;
 use crate::pg::clock;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::{Args, uuid_datum};
 use crate::pg::relation::{Lock, Relation, quote};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
-use crate::pg::call;
 use crate::submit;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum};
@@ -33,8 +35,7 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
         None | Some("replace") => false,
         Some("keep") => true,
         Some(mode) => {
-            return Err(invalid(format!("invalid job_key_mode: \"{mode}\""))
-                .hint("Available values: replace, keep."));
+            return Err(invalid(format!("invalid job_key_mode: \"{mode}\"")).hint("Available values: replace, keep."));
         }
     };
     if let Some(key) = args.text(5)
@@ -88,8 +89,14 @@ fn insert(args: &Args, table: &Relation, options: &Options, handler: &str) -> Fa
                 .hint("Attach the table with columns => '{handler}' to use any other JSON value."));
         }
     }
-    let optional =
-        [("handler", "$4"), ("run_at", "$5"), ("priority", "$6"), ("queue", "$7"), ("job_key", "$8"), ("max_attempts", "$9")];
+    let optional = [
+        ("handler", "$4"),
+        ("run_at", "$5"),
+        ("priority", "$6"),
+        ("queue", "$7"),
+        ("job_key", "$8"),
+        ("max_attempts", "$9"),
+    ];
     for (column, value) in optional {
         if options.uses(column) {
             columns.push(column);
@@ -207,9 +214,9 @@ fn retry_job(args: &Args) -> Fallible<bool> {
         if rows.processed == 0 {
             return None;
         }
-        let named = rows.get::<String>(0, 2).or_else(|| {
-            rows.datum(0, 1).and_then(|payload| call::jsonb_field_text(payload, &options.handler_key))
-        });
+        let named = rows
+            .get::<String>(0, 2)
+            .or_else(|| rows.datum(0, 1).and_then(|payload| call::jsonb_field_text(payload, &options.handler_key)));
         let arrival = submit::arrival();
         Some(NewJob {
             job,

@@ -3,8 +3,8 @@
 pub mod handlers;
 pub mod inside;
 pub mod jobs;
-pub mod tables;
 pub mod status;
+pub mod tables;
 pub mod wait;
 pub mod workers;
 
@@ -29,19 +29,13 @@ fn require_preload() -> Fallible<()> {
     if shmem::attached() {
         return Ok(());
     }
-    Err(PgError::new(
-        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        "background_jobs is not loaded",
-    )
-    .detail("It has to be there when the server starts.")
-    .hint("Put shared_preload_libraries = 'background_jobs' into postgresql.conf and restart the server."))
+    Err(PgError::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "background_jobs is not loaded")
+        .detail("It has to be there when the server starts.")
+        .hint("Put shared_preload_libraries = 'background_jobs' into postgresql.conf and restart the server."))
 }
 
 fn missing(argument: &str) -> PgError {
-    PgError::new(
-        PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-        format!("argument \"{argument}\" must not be null"),
-    )
+    PgError::new(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{argument}\" must not be null"))
 }
 
 fn invalid(message: impl Into<String>) -> PgError {
@@ -51,8 +45,11 @@ fn invalid(message: impl Into<String>) -> PgError {
 /// The job table argument, or the error that says how to name one.
 fn table_argument(args: &Args, n: usize) -> Fallible<Oid> {
     args.oid(n).ok_or_else(|| {
-        PgError::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, "there is no job table \"background_jobs\" in the search_path")
-            .hint("Name the table with job_table => 'schema.table', or create one with background_jobs.create_table().")
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            "there is no job table \"background_jobs\" in the search_path",
+        )
+        .hint("Name the table with job_table => 'schema.table', or create one with background_jobs.create_table().")
     })
 }
 
@@ -62,10 +59,7 @@ fn owned_table(oid: Oid, lock: Lock) -> Fallible<Relation> {
     if role::is_member_of(table.owner) {
         return Ok(table);
     }
-    Err(PgError::new(
-        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-        format!("must be owner of table {}", table.name),
-    ))
+    Err(PgError::new(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {}", table.name)))
 }
 
 /// The table, if it is attached.

@@ -67,9 +67,8 @@ fn status_of(args: &Args) -> Fallible<Option<Status>> {
     let memory = Current::get();
     // The queue before the row: a job that is not in the queue any more has its end in the row by then. Whether the
     // caller may read the row decides about the rest.
-    let (queued, attempts) = bookkeeping(|| {
-        spi::connect(|| (catalog::find_in(job, Some(memory)), catalog::last_attempt(job)))
-    });
+    let (queued, attempts) =
+        bookkeeping(|| spi::connect(|| (catalog::find_in(job, Some(memory)), catalog::last_attempt(job))));
     let Some(mut status) = read(&table, &job, memory) else { return Ok(None) };
     match queued {
         Some(queued) if status.state.is_none() => add_queued(&mut status, &job, queued),
@@ -83,8 +82,7 @@ fn status_of(args: &Args) -> Fallible<Option<Status>> {
 
 /// What the row says, read as the caller.
 fn read(table: &Relation, job: &JobRef, memory: Current) -> Option<Status> {
-    let options = job_table::attachment(table)
-        .unwrap_or_else(|| Options::from_arguments(None, None));
+    let options = job_table::attachment(table).unwrap_or_else(|| Options::from_arguments(None, None));
     let column = |name: &str, type_name: &str| {
         if options.uses(name) { quote(name) } else { format!("NULL::pg_catalog.{type_name}") }
     };
@@ -155,8 +153,9 @@ fn add_queued(status: &mut Status, job: &JobRef, queued: QueuedJob) {
 fn running_executor(job: &JobRef) -> Option<&'static ExecutorSlot> {
     let database = database::current().to_u32();
     lwlock::with(false, || {
-        shmem::executors().iter().filter(|slot| slot.in_database(database)).find(|slot| {
-            slot.running().is_some_and(|number| slot.claim(number).assignment().job() == *job)
-        })
+        shmem::executors()
+            .iter()
+            .filter(|slot| slot.in_database(database))
+            .find(|slot| slot.running().is_some_and(|number| slot.claim(number).assignment().job() == *job))
     })
 }

@@ -40,20 +40,15 @@ fn create(args: &Args) -> Fallible<Oid> {
 /// The name as SQL would read it, in quotes; it may have a schema.
 fn qualified_name(name: &str) -> Fallible<String> {
     let parts: Vec<String> = spi::connect(|| {
-        let rows = Statement::new(
-            "SELECT part FROM pg_catalog.unnest(pg_catalog.parse_ident($1)) part",
-            &[pg_sys::TEXTOID],
-        )
-        .execute(&[spi::text(name)], 0);
+        let rows =
+            Statement::new("SELECT part FROM pg_catalog.unnest(pg_catalog.parse_ident($1)) part", &[pg_sys::TEXTOID])
+                .execute(&[spi::text(name)], 0);
         (0..rows.processed).filter_map(|row| rows.get(row, 1)).collect()
     });
     match parts.len() {
         1 | 2 => Ok(parts.iter().map(|part| quote(part)).collect::<Vec<_>>().join(".")),
-        _ => Err(PgError::new(
-            PgSqlErrorCode::ERRCODE_INVALID_NAME,
-            format!("\"{name}\" is not the name of a table"),
-        )
-        .hint("Write it as table or schema.table.")),
+        _ => Err(PgError::new(PgSqlErrorCode::ERRCODE_INVALID_NAME, format!("\"{name}\" is not the name of a table"))
+            .hint("Write it as table or schema.table.")),
     }
 }
 
@@ -195,11 +190,7 @@ fn detach_table(args: &Args) -> Fallible<()> {
 
 /// announce(): called by the install script; tells the launcher at commit, or says what is missing.
 pub fn announce(args: &Args) -> Datum {
-    or_raise(if pg_shmem::attached() || crate::pg::bgworker::in_binary_upgrade() {
-        Ok(())
-    } else {
-        require_preload()
-    });
+    or_raise(if pg_shmem::attached() || crate::pg::bgworker::in_binary_upgrade() { Ok(()) } else { require_preload() });
     submit::note_extension();
     args.finish(Some(Datum::from(0)))
 }

@@ -14,8 +14,7 @@ pub fn worker_state(args: &Args) -> Datum {
     let mut rows = Vec::new();
     let mut push = |pid: i32, role: &str, database: u32, owner: u32, state: &str| {
         let oid = |value: u32| (value != 0).then(|| Datum::from(Oid::from(value)));
-        let mut row =
-            vec![Some(Datum::from(pid)), text_datum(role), oid(database), oid(owner), text_datum(state)];
+        let mut row = vec![Some(Datum::from(pid)), text_datum(role), oid(database), oid(owner), text_datum(state)];
         row.resize(11, None);
         rows.push(row);
         rows.len() - 1

@@ -5,9 +5,7 @@ use pgrx::{FromDatum, IntoDatum, pg_sys};
 /// `payload ->> key`: none if the payload is no object or has no such key, or a null there.
 pub fn jsonb_field_text(payload: pg_sys::Datum, key: &str) -> Option<String> {
     // SAFETY: the function takes a jsonb and a text, which these are.
-    unsafe {
-        pgrx::direct_function_call(pg_sys::jsonb_object_field_text, &[Some(payload), key.into_datum()])
-    }
+    unsafe { pgrx::direct_function_call(pg_sys::jsonb_object_field_text, &[Some(payload), key.into_datum()]) }
 }
 
 /// Text to jsonb through the server's own parser.

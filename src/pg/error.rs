@@ -157,23 +157,18 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
 ///
 /// `keep` receives the copies; its owner resets it once the error was dealt with.
 pub fn catch_as<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
-    let mut watch = Watch {
-        line: CString::new(line).unwrap_or_default(),
-        keep: keep.raw(),
-        seen: std::ptr::null_mut(),
-    };
+    let mut watch =
+        Watch { line: CString::new(line).unwrap_or_default(), keep: keep.raw(), seen: std::ptr::null_mut() };
+    // SAFETY: reads the state of this process.
+    let previous = unsafe { pg_sys::error_context_stack };
+    let mut callback =
+        pg_sys::ErrorContextCallback { previous, callback: Some(on_error), arg: (&raw mut watch).cast() };
     // SAFETY: the callback is taken off the stack again before `watch` and `callback` go out of scope: on
-    // success here, on an error by the boundary that caught it, which restores the stack it found.
-    let mut callback = pg_sys::ErrorContextCallback {
-        previous: unsafe { pg_sys::error_context_stack },
-        callback: Some(on_error),
-        arg: (&raw mut watch).cast(),
-    };
-    // SAFETY: as above.
+    // success below, on an error by the boundary that caught it, which restores the stack it found.
     unsafe { pg_sys::error_context_stack = &raw mut callback };
     let result = catch(f);
     // SAFETY: as above.
-    unsafe { pg_sys::error_context_stack = callback.previous };
+    unsafe { pg_sys::error_context_stack = previous };
     result.map_err(|error| complete(error, watch.seen))
 }
 
@@ -185,9 +180,7 @@ fn complete(mut error: PgError, seen: *mut pg_sys::ErrorData) -> PgError {
     }
     // SAFETY: `seen` was filled by CopyErrorData in a context that has not been reset since.
     unsafe {
-        let text = |p: *mut c_char| {
-            (!p.is_null()).then(|| CStr::from_ptr(p).to_string_lossy().into_owned())
-        };
+        let text = |p: *mut c_char| (!p.is_null()).then(|| CStr::from_ptr(p).to_string_lossy().into_owned());
         if text((*seen).message).as_deref() == Some(error.message.as_str()) {
             error.sqlstate = unpack((*seen).sqlerrcode);
             error.context = text((*seen).context);

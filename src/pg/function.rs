@@ -18,8 +18,7 @@ pub struct Function {
 pub fn find(oid: pg_sys::Oid) -> Option<Function> {
     // SAFETY: a look-up inside a transaction; everything is copied before the tuple is released.
     unsafe {
-        let tuple =
-            pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::PROCOID as i32, pg_sys::Datum::from(oid));
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::PROCOID as i32, pg_sys::Datum::from(oid));
         if tuple.is_null() {
             return None;
         }

@@ -20,7 +20,7 @@ impl Process {
     pub fn announce(&self) {
         // SAFETY: MyProc is set in every process that is attached to shared memory.
         self.latch.store(unsafe { &raw mut (*pg_sys::MyProc).procLatch }, Ordering::Release);
-        self.pid.store(own_pid(), Ordering::Release);
+        self.pid.store(own_pid(), Ordering::SeqCst);
     }
 
     pub fn clear(&self) {
@@ -30,7 +30,7 @@ impl Process {
 
     /// Its process id, or 0.
     pub fn pid(&self) -> i32 {
-        self.pid.load(Ordering::Acquire)
+        self.pid.load(Ordering::SeqCst)
     }
 
     pub fn wake(&self) {

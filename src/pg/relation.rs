@@ -100,10 +100,7 @@ unsafe fn columns(relation: pg_sys::Relation) -> Vec<Column> {
 ///
 /// # Safety
 /// `descriptor` is valid and has more than `i` attributes.
-pub unsafe fn attribute(
-    descriptor: pg_sys::TupleDesc,
-    i: usize,
-) -> *const pg_sys::FormData_pg_attribute {
+pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, i: usize) -> *const pg_sys::FormData_pg_attribute {
     // SAFETY: by the caller's promise; from 18 on the attributes lie behind the compact ones.
     unsafe {
         #[cfg(not(feature = "pg18"))]
@@ -125,9 +122,7 @@ unsafe fn triggers(relation: pg_sys::Relation) -> Vec<Trigger> {
             .map(|trigger| Trigger {
                 name: string(trigger.tgname),
                 enabled: trigger.tgenabled as u8 as char,
-                arguments: (0..trigger.tgnargs as usize)
-                    .map(|n| string(*trigger.tgargs.add(n)))
-                    .collect(),
+                arguments: (0..trigger.tgnargs as usize).map(|n| string(*trigger.tgargs.add(n))).collect(),
             })
             .collect()
     }
@@ -145,8 +140,7 @@ fn namespace_name(oid: pg_sys::Oid) -> Option<String> {
 pub fn owner(oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
     // SAFETY: a look-up inside a transaction; the tuple is released before the function returns.
     unsafe {
-        let tuple =
-            pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, pg_sys::Datum::from(oid));
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, pg_sys::Datum::from(oid));
         if tuple.is_null() {
             return None;
         }

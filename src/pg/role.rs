@@ -58,10 +58,7 @@ pub fn name(role: pg_sys::Oid) -> Option<String> {
 pub fn can_connect(role: pg_sys::Oid) -> bool {
     // SAFETY: a look-up inside a transaction; the tuple is released before the function returns.
     unsafe {
-        let tuple = pg_sys::SearchSysCache1(
-            pg_sys::SysCacheIdentifier::AUTHOID as i32,
-            pg_sys::Datum::from(role),
-        );
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::AUTHOID as i32, pg_sys::Datum::from(role));
         if tuple.is_null() {
             return false;
         }

@@ -25,11 +25,7 @@ pub struct Rows {
 fn failed(what: &str, code: i32) -> ! {
     // SAFETY: returns a static string.
     let name = unsafe { CStr::from_ptr(pg_sys::SPI_result_code_string(code)) };
-    PgError::new(
-        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-        format!("{what} failed: {}", name.to_string_lossy()),
-    )
-    .raise()
+    PgError::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("{what} failed: {}", name.to_string_lossy())).raise()
 }
 
 /// Opens the interface for the statements of `f`. After an error the (sub)transaction's abort closes it.
@@ -58,11 +54,8 @@ impl Statement {
         if self.plan.get().is_null() {
             // SAFETY: text and types outlive the calls; keepplan moves the plan to lasting memory.
             unsafe {
-                let plan = pg_sys::SPI_prepare(
-                    self.sql.as_ptr(),
-                    self.types.len() as i32,
-                    self.types.as_ptr().cast_mut(),
-                );
+                let plan =
+                    pg_sys::SPI_prepare(self.sql.as_ptr(), self.types.len() as i32, self.types.as_ptr().cast_mut());
                 if plan.is_null() {
                     failed("SPI_prepare", pg_sys::SPI_result);
                 }
@@ -89,9 +82,8 @@ impl Statement {
         let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.unwrap_or(0.into())).collect();
         let nulls: Vec<i8> = args.iter().map(|a| if a.is_some() { b' ' } else { b'n' } as i8).collect();
         // SAFETY: the arrays have as many elements as the plan has parameters, with datums of their types.
-        let code = unsafe {
-            pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, limit as i64)
-        };
+        let code =
+            unsafe { pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, limit as i64) };
         if code < 0 {
             failed("SPI_execute_plan", code);
         }

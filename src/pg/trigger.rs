@@ -114,8 +114,7 @@ impl Row {
                     && CStr::from_ptr(column.attname.data.as_ptr()).to_bytes() == name.as_bytes()
             })?;
             let mut null = false;
-            let datum =
-                pg_sys::heap_getattr(self.tuple, position as i32 + 1, self.descriptor, &mut null);
+            let datum = pg_sys::heap_getattr(self.tuple, position as i32 + 1, self.descriptor, &mut null);
             (!null).then_some(datum)
         }
     }
@@ -127,17 +126,14 @@ macro_rules! trigger_function {
         #[unsafe(no_mangle)]
         #[doc(hidden)]
         pub extern "C" fn $finfo() -> &'static pgrx::pg_sys::Pg_finfo_record {
-            const RECORD: pgrx::pg_sys::Pg_finfo_record =
-                pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+            const RECORD: pgrx::pg_sys::Pg_finfo_record = pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
             &RECORD
         }
 
         #[unsafe(no_mangle)]
         #[doc(hidden)]
         #[pgrx::pg_guard]
-        pub unsafe extern "C-unwind" fn $symbol(
-            fcinfo: pgrx::pg_sys::FunctionCallInfo,
-        ) -> pgrx::pg_sys::Datum {
+        pub unsafe extern "C-unwind" fn $symbol(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
             // SAFETY: the server calls this with a valid fcinfo, and the call value does not outlive it.
             match unsafe { Call::new(fcinfo) } {
                 Some(call) => $body(&call),

@@ -53,18 +53,14 @@ unsafe fn exclusive_database(statement: *mut pg_sys::Node) -> Option<String> {
     unsafe {
         match (*statement).type_ {
             pg_sys::NodeTag::T_DropdbStmt => text((*statement.cast::<pg_sys::DropdbStmt>()).dbname),
-            pg_sys::NodeTag::T_CreatedbStmt => {
-                option((*statement.cast::<pg_sys::CreatedbStmt>()).options, "template")
-            }
+            pg_sys::NodeTag::T_CreatedbStmt => option((*statement.cast::<pg_sys::CreatedbStmt>()).options, "template"),
             pg_sys::NodeTag::T_AlterDatabaseStmt => {
                 let alter = &*statement.cast::<pg_sys::AlterDatabaseStmt>();
                 option(alter.options, "tablespace").and_then(|_| text(alter.dbname))
             }
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = &*statement.cast::<pg_sys::RenameStmt>();
-                (rename.renameType == pg_sys::ObjectType::OBJECT_DATABASE)
-                    .then(|| text(rename.subname))
-                    .flatten()
+                (rename.renameType == pg_sys::ObjectType::OBJECT_DATABASE).then(|| text(rename.subname)).flatten()
             }
             _ => None,
         }
@@ -110,12 +106,17 @@ unsafe extern "C-unwind" fn process_utility(
         }
         match PREVIOUS.get() {
             Some(Some(previous)) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                previous(
-                    statement, query, read_only_tree, context, params, environment, destination, completion,
-                )
+                previous(statement, query, read_only_tree, context, params, environment, destination, completion)
             }),
             _ => pg_sys::standard_ProcessUtility(
-                statement, query, read_only_tree, context, params, environment, destination, completion,
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                destination,
+                completion,
             ),
         }
         if let (true, Some(callbacks)) = (creates, CALLBACKS.get()) {

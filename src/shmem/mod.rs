@@ -117,12 +117,16 @@ pub fn database(oid: u32) -> Option<&'static DatabaseSlot> {
     databases().iter().find(|slot| slot.database.load(Ordering::Acquire) == oid)
 }
 
+/// Does a session keep the database to itself? A worker asks after it has announced itself; that session announces its wish
+/// before it looks for workers. So one of the two notices.
+pub fn is_blocked(oid: u32) -> bool {
+    database(oid).is_some_and(|slot| slot.blocked_by.load(Ordering::SeqCst) != 0)
+}
+
 /// Tells the launcher that the extension was installed in a database.
 pub fn announce_extension(oid: u32) {
     let header = header();
-    let free = |cell: &&AtomicU32| {
-        cell.compare_exchange(0, oid, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    };
+    let free = |cell: &&AtomicU32| cell.compare_exchange(0, oid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     if header.created.iter().find(free).is_none() {
         header.rescan.store(true, Ordering::Release);
     }

@@ -42,6 +42,9 @@ pub fn main(argument: u64) {
     });
     slot.process.announce();
     let (database, owner) = (slot.database.load(Ordering::Acquire), slot.owner.load(Ordering::Acquire));
+    if shmem::is_blocked(database) {
+        return;
+    }
     bgworker::connect(Oid::from(database), Oid::from(owner));
     bgworker::report_application_name(PROGRESS_WRITER);
     bgworker::report_activity(None);
@@ -58,8 +61,7 @@ impl Writer {
             return Next::Sleep(Some(interval - since));
         }
         let mut wrote = false;
-        let dirty: Vec<_> =
-            self.executors().filter(|executor| progress::is_dirty(executor)).collect();
+        let dirty: Vec<_> = self.executors().filter(|executor| progress::is_dirty(executor)).collect();
         for executor in dirty {
             wrote = true;
             progress::drain(executor, |value| flush(&mut self.tables, executor, value));
@@ -77,8 +79,7 @@ impl Writer {
     }
 
     fn executors(&self) -> impl Iterator<Item = &'static ExecutorSlot> {
-        let (database, owner) =
-            (self.slot.database.load(Ordering::Acquire), self.slot.owner.load(Ordering::Acquire));
+        let (database, owner) = (self.slot.database.load(Ordering::Acquire), self.slot.owner.load(Ordering::Acquire));
         shmem::executors().iter().filter(move |executor| executor.belongs_to(database, owner))
     }
 }
@@ -110,9 +111,7 @@ fn flush(tables: &mut HashMap<u32, Statements>, executor: &ExecutorSlot, value: 
 }
 
 fn running_job(executor: &ExecutorSlot) -> Option<JobRef> {
-    crate::pg::lwlock::with(false, || {
-        executor.running().map(|number| executor.claim(number).assignment().job())
-    })
+    crate::pg::lwlock::with(false, || executor.running().map(|number| executor.claim(number).assignment().job()))
 }
 
 /// Is there a writer for this owner's jobs, or one on its way?
@@ -122,14 +121,10 @@ pub fn is_there(database: u32, owner: u32) -> bool {
 
 /// Wakes the writer of this owner's jobs, if there is one.
 pub fn wake(database: u32, owner: u32) {
-    shmem::writers()
-        .iter()
-        .filter(|slot| slot.belongs_to(database, owner))
-        .for_each(|slot| slot.process.wake());
+    shmem::writers().iter().filter(|slot| slot.belongs_to(database, owner)).for_each(|slot| slot.process.wake());
 }
 
 /// Is the process that flushes for this owner alive?
 pub fn is_alive(database: u32, owner: u32) -> bool {
     shmem::writers().iter().any(|slot| slot.belongs_to(database, owner) && slot.process.pid() != 0)
 }
-

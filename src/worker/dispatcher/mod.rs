@@ -19,11 +19,11 @@ use lane::Lane;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
 use roster::Roster;
-use supervise::Interrupts;
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use supervise::Interrupts;
 
 /// Names that were complained about; beyond that many nobody reads the log.
 const COMPLAINTS: usize = 1000;
@@ -92,6 +92,9 @@ pub fn main(argument: u64) {
         }
     });
     let database = slot.database.load(Ordering::Acquire);
+    if shmem::is_blocked(database) {
+        return;
+    }
     bgworker::connect(Oid::from(database), Oid::INVALID);
     guc::pin_session();
     bgworker::report_application_name(DISPATCHER);
@@ -163,9 +166,10 @@ impl Dispatcher {
             || self.handlers_version != Some(self.slot.handlers_version.load(Ordering::Acquire))
             || self.slot.withdrawn.load(Ordering::Acquire)
             || self.slot.has_notes()
-            || self.lanes.values().any(|lane| {
-                lane.is_low() || lane.due_in(monotone_now).is_some_and(|wait| wait.is_zero())
-            })
+            || self
+                .lanes
+                .values()
+                .any(|lane| lane.is_low() || lane.due_in(monotone_now).is_some_and(|wait| wait.is_zero()))
     }
 
     /// Reads what has changed; inside a transaction. False: the extension is gone.

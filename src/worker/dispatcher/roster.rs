@@ -69,9 +69,7 @@ impl Roster {
         if self.trouble.get(&owner).is_some_and(|trouble| Instant::now() < trouble.not_before) {
             return;
         }
-        let coming = |slot: &ExecutorSlot| {
-            slot.state() == SlotState::Starting && slot.belongs_to(database, owner)
-        };
+        let coming = |slot: &ExecutorSlot| slot.state() == SlotState::Starting && slot.belongs_to(database, owner);
         if shmem::executors().iter().any(coming) {
             return;
         }
@@ -115,8 +113,7 @@ impl Roster {
 
     fn failed(&mut self, owner: u32) {
         let now = Instant::now();
-        let trouble =
-            self.trouble.entry(owner).or_insert(Trouble { not_before: now, backoff: FIRST_BACKOFF / 2 });
+        let trouble = self.trouble.entry(owner).or_insert(Trouble { not_before: now, backoff: FIRST_BACKOFF / 2 });
         trouble.backoff = (trouble.backoff * 2).min(LAST_BACKOFF);
         trouble.not_before = now + trouble.backoff;
     }

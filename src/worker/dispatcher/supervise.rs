@@ -5,8 +5,8 @@ use super::{Claimed, Dispatcher};
 use crate::catalog;
 use crate::gucs;
 use crate::handler;
-use crate::journal;
 use crate::job::{LaneKey, Setback, Timing};
+use crate::journal;
 use crate::pg::call::random_unit;
 use crate::pg::clock;
 use crate::pg::error::PgError;
@@ -55,9 +55,10 @@ impl Dispatcher {
             shmem::header().release_suspect(executor);
         }
         if run_us == REFUSED {
-            let lane = self.lanes.values_mut().find(|lane| {
-                lane.key.table == assignment.table && lane.key.handler == assignment.handler.to_text()
-            });
+            let lane = self
+                .lanes
+                .values_mut()
+                .find(|lane| lane.key.table == assignment.table && lane.key.handler == assignment.handler.to_text());
             if let Some(lane) = lane {
                 lane.note(assignment.due_at);
                 lane.blocked_until = Some(Instant::now() + gucs::poll_interval());
@@ -146,11 +147,8 @@ impl Dispatcher {
         if suspects.is_empty() {
             return;
         }
-        let error = PgError::new(
-            PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN,
-            "the server crashed while the job ran",
-        )
-        .hint("The server log says what happened.");
+        let error = PgError::new(PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN, "the server crashed while the job ran")
+            .hint("The server log says what happened.");
         let quarantine = clock::now() + gucs::crash_quarantine().as_micros() as i64;
         let charged = xact::transaction(|| {
             // Whatever the setting: what is charged has to stay charged if the server crashes again.

@@ -113,8 +113,7 @@ fn load_one(executor: &mut Executor, number: u64, assignment: Assignment) -> Loa
             return Loaded::Obsolete(number, assignment);
         }
         // A NULL, in a table that allows it, is a JSON null to the handler.
-        let payload =
-            rows.hold(0, 1, &executor.memory).unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
+        let payload = rows.hold(0, 1, &executor.memory).unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
         Loaded::Ready(Job::new(number, assignment, handler, payload))
     })
 }

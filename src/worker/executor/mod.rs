@@ -16,8 +16,8 @@ pub use run::{Current, current};
 
 use crate::catalog::{self, Counts};
 use crate::gucs;
-use crate::journal;
 use crate::handler::Handlers;
+use crate::journal;
 use crate::pg::memory::Context;
 use crate::pg::role::bookkeeping;
 use crate::pg::{bgworker, clock, lwlock, role, signal, spi, xact};
@@ -71,8 +71,8 @@ pub fn main(argument: u64) {
     let index = (argument & 0xffff_ffff) as usize;
     let slot = &shmem::executors()[index];
     let ours = lwlock::with(true, || {
-        let ours = slot.state() == SlotState::Starting
-            && slot.generation.load(Ordering::Acquire) == (argument >> 32) as u32;
+        let ours =
+            slot.state() == SlotState::Starting && slot.generation.load(Ordering::Acquire) == (argument >> 32) as u32;
         if ours {
             slot.process.announce();
         }
@@ -84,6 +84,9 @@ pub fn main(argument: u64) {
     SLOT.set(Some((index, slot)));
     bgworker::at_exit(leave);
     let (database, owner) = (slot.database.load(Ordering::Acquire), slot.owner.load(Ordering::Acquire));
+    if shmem::is_blocked(database) {
+        return;
+    }
     bgworker::connect(Oid::from(database), Oid::from(owner));
     bgworker::report_application_name(EXECUTOR);
     bgworker::report_activity(None);
@@ -124,8 +127,8 @@ fn leave() {
         slot.process.clear();
     });
     for other in shmem::databases() {
-        let concerned = other.database.load(Ordering::Acquire) == database
-            || other.starving.load(Ordering::Acquire) > 0;
+        let concerned =
+            other.database.load(Ordering::Acquire) == database || other.starving.load(Ordering::Acquire) > 0;
         if concerned {
             other.dispatcher.wake();
         }
@@ -240,4 +243,3 @@ pub fn progress_reported(slot: &ExecutorSlot) {
 fn may_run_for(owner: Oid) -> bool {
     owner == role::session() && (!role::is_superuser(owner) || gucs::ALLOW_SUPERUSER_JOBS.get())
 }
-

@@ -7,12 +7,12 @@ use crate::job::{FREE_CONFLICTS, Setback, Timing};
 use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
+use crate::pg::fmgr::float4_datum;
 use crate::pg::latch::own_pid;
 use crate::pg::memory::HeldDatum;
 use crate::pg::relation::Lock;
 use crate::pg::role::bookkeeping;
 use crate::pg::{guc, spi, xact};
-use crate::pg::fmgr::float4_datum;
 use crate::progress;
 use crate::retry;
 use crate::shmem::{Assignment, Interrupt};
@@ -144,13 +144,7 @@ pub fn timeout_error(timeout: Duration) -> PgError {
 }
 
 /// Writes down a setback, after the job's subtransaction was rolled back: back into the queue, or failed for good.
-pub fn record(
-    executor: &mut Executor,
-    job: &Job,
-    setback: Setback,
-    error: &PgError,
-    started_at: Timestamp,
-) -> Ended {
+pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgError, started_at: Timestamp) -> Ended {
     let line = format!("recording the outcome of background job {}", crate::job::format_id(&job.assignment.id));
     let keep = executor.errors;
     let recorded = xact::subtransaction(&line, &keep, || {
@@ -164,11 +158,10 @@ pub fn record(
     recorded.unwrap_or_else(|second| {
         submit::not_finishing();
         // The owner's own triggers or constraints do not let the row be written. It is not run again meanwhile.
-        xact::subtransaction(&line, &keep, || retreat(job, &second, started_at))
-            .unwrap_or_else(|third| {
-                third.log();
-                Ended::Refused
-            })
+        xact::subtransaction(&line, &keep, || retreat(job, &second, started_at)).unwrap_or_else(|third| {
+            third.log();
+            Ended::Refused
+        })
     })
 }
 
@@ -199,13 +192,7 @@ fn own_limit(assignment: &Assignment) -> Option<i32> {
     (assignment.max_attempts > 0).then_some(assignment.max_attempts)
 }
 
-fn setback_of(
-    executor: &mut Executor,
-    job: &Job,
-    setback: Setback,
-    error: &PgError,
-    started_at: Timestamp,
-) -> Ended {
+fn setback_of(executor: &mut Executor, job: &Job, setback: Setback, error: &PgError, started_at: Timestamp) -> Ended {
     let assignment = &job.assignment;
     let policy = job.handler.policy(own_limit(assignment));
     let retry_at = policy.delay_after(assignment.attempt, random_unit()).map(after);

@@ -9,9 +9,9 @@ use super::Executor;
 use super::batch::{Job, LIMIT};
 use super::outcome::{self, Ended};
 use crate::job::{LaneKey, Timing, format_id};
+use crate::journal::{self, Entry};
 use crate::pg::error::{PgError, forget_cancel};
 use crate::pg::{bgworker, clock, guc, session, signal, timer, xact};
-use crate::journal::{self, Entry};
 use crate::progress;
 use crate::shmem::{Assignment, ClaimState, Interrupt, Note, REFUSED, WaiterSlot};
 use crate::submit;
@@ -201,12 +201,7 @@ fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
     executor.slot.started_at.store(started_at, Ordering::Release);
     journal::begin(
         executor.index,
-        Entry {
-            database: executor.database,
-            suspect: job.assignment.suspect,
-            assignment: job.assignment,
-            started_at,
-        },
+        Entry { database: executor.database, suspect: job.assignment.suspect, assignment: job.assignment, started_at },
     );
     executor.slot.started_ns.store(clock::monotonic_ns(), Ordering::Release);
     forget_cancel();
