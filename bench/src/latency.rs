@@ -15,15 +15,11 @@ pub fn run(app: &mut App, options: &Options) {
         "\none at a time, {} jobs a round, {} rounds: median of the rounds (lowest to highest)",
         options.sequential, options.rounds
     );
-    println!(
-        "  commit = the client's clock when its INSERT, a transaction of its own, has returned;"
-    );
+    println!("  commit = the client's clock when its INSERT, a transaction of its own, has returned;");
     println!(
         "  start = clock_timestamp() in the handler, same machine, so it may come before the client has its answer;"
     );
-    println!(
-        "  completed = the client's clock when background_jobs.wait(id), called after the commit, has returned"
-    );
+    println!("  completed = the client's clock when background_jobs.wait(id), called after the commit, has returned");
     // Sessions, plans and caches of the first jobs are not what is measured.
     round(app, options.sequential.min(50));
     let mut figures: [Vec<f64>; 4] = Default::default();
@@ -47,34 +43,23 @@ pub fn run(app: &mut App, options: &Options) {
 
 /// Milliseconds from commit to start and from commit to completed, of `count` jobs one after another.
 fn round(app: &mut App, count: usize) -> (Vec<f64>, Vec<f64>) {
-    let insert = app
-        .client
-        .prepare("INSERT INTO background_jobs (id, payload) VALUES ($1, $2)");
+    let insert = app.client.prepare("INSERT INTO background_jobs (id, payload) VALUES ($1, $2)");
     let insert = insert.unwrap_or_else(|e| panic!("prepare: {e:?}"));
-    let wait = app
-        .client
-        .prepare("SELECT background_jobs.wait($1)")
-        .unwrap_or_else(|e| panic!("prepare: {e:?}"));
+    let wait = app.client.prepare("SELECT background_jobs.wait($1)").unwrap_or_else(|e| panic!("prepare: {e:?}"));
     let payload = json!({"handler": "starts"});
     let mut committed = HashMap::new();
     let mut completed = Vec::new();
     for _ in 0..count {
         let id = Uuid::new_v4();
-        app.client
-            .execute(&insert, &[&id, &payload])
-            .unwrap_or_else(|e| panic!("insert: {e:?}"));
+        app.client.execute(&insert, &[&id, &payload]).unwrap_or_else(|e| panic!("insert: {e:?}"));
         let commit = SystemTime::now();
-        app.client
-            .query_one(&wait, &[&id])
-            .unwrap_or_else(|e| panic!("wait: {e:?}"));
+        app.client.query_one(&wait, &[&id]).unwrap_or_else(|e| panic!("wait: {e:?}"));
         completed.push(milliseconds(commit, SystemTime::now()));
         committed.insert(id, commit);
     }
     let started = app.rows("SELECT job, at FROM started", &[]);
-    let started = started
-        .iter()
-        .filter_map(|row| Some(milliseconds(*committed.get(&row.get(0))?, row.get(1))))
-        .collect();
+    let started =
+        started.iter().filter_map(|row| Some(milliseconds(*committed.get(&row.get(0))?, row.get(1)))).collect();
     (started, completed)
 }
 

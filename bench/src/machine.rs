@@ -6,27 +6,15 @@ use std::fs;
 pub fn describe(app: &mut App) -> String {
     let first_of = |path: &str, key: &str| {
         let text = fs::read_to_string(path).unwrap_or_default();
-        let line = text
-            .lines()
-            .find(|line| line.starts_with(key))
-            .unwrap_or_default();
-        line.split_once(':')
-            .map_or("unknown", |(_, value)| value.trim())
-            .to_owned()
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
+        line.split_once(':').map_or("unknown", |(_, value)| value.trim()).to_owned()
     };
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
-    let memory: f64 = first_of("/proc/meminfo", "MemTotal")
-        .trim_end_matches("kB")
-        .trim()
-        .parse()
-        .unwrap_or(0.0);
+    let memory: f64 = first_of("/proc/meminfo", "MemTotal").trim_end_matches("kB").trim().parse().unwrap_or(0.0);
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let version: String = app.one("SELECT version()", &[]);
-    let extension: String = app.one(
-        "SELECT extversion FROM pg_extension WHERE extname = 'background_jobs'",
-        &[],
-    );
+    let extension: String = app.one("SELECT extversion FROM pg_extension WHERE extname = 'background_jobs'", &[]);
     let executors: String = app.one("SHOW background_jobs.max_executors", &[]);
     format!(
         "machine    {processors} processors ({}), {:.0} GB, Linux {}, load {}, data on {}\nserver     {}\nextension  {extension}, {executors} executors",
@@ -47,8 +35,5 @@ fn file_system(path: &str) -> String {
         Some((words.next()?, words.next()?))
     });
     let inside = fields.filter(|(directory, _)| std::path::Path::new(path).starts_with(directory));
-    inside
-        .max_by_key(|(directory, _)| directory.len())
-        .map_or("unknown", |(_, kind)| kind)
-        .to_owned()
+    inside.max_by_key(|(directory, _)| directory.len()).map_or("unknown", |(_, kind)| kind).to_owned()
 }

@@ -19,8 +19,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("checkpoint_timeout", "30min"),
 ];
 
-const USAGE: &str =
-    "usage: bench [--rounds N] [--sequential N] [--queued N]   (defaults: 5, 500, 20000)";
+const USAGE: &str = "usage: bench [--rounds N] [--sequential N] [--queued N]   (defaults: 5, 500, 20000)";
 
 struct Options {
     rounds: usize,
@@ -29,11 +28,7 @@ struct Options {
 }
 
 fn options() -> Option<Options> {
-    let mut options = Options {
-        rounds: 5,
-        sequential: 500,
-        queued: 20_000,
-    };
+    let mut options = Options { rounds: 5, sequential: 500, queued: 20_000 };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value: u32 = arguments.next()?.parse().ok().filter(|n| *n > 0)?;
@@ -52,18 +47,11 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    let builder = SETTINGS
-        .iter()
-        .fold(Cluster::builder(), |builder, (name, value)| {
-            builder.conf(name, value)
-        });
+    let builder = SETTINGS.iter().fold(Cluster::builder(), |builder, (name, value)| builder.conf(name, value));
     let cluster = builder.start();
     let mut app = App::with_table(&cluster, "bench");
     println!("{}", machine::describe(&mut app));
-    let settings: Vec<String> = SETTINGS
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
+    let settings: Vec<String> = SETTINGS.iter().map(|(name, value)| format!("{name}={value}")).collect();
     println!("settings   {}", settings.join(" "));
     latency::run(&mut app, &options);
     throughput::run(&mut app, &options);

@@ -28,10 +28,7 @@ fn show() -> ExitCode {
     stage::set_up(&cluster, true);
     let mut client = cluster.connect(stage::DATABASE, stage::ROLE);
     let jobs = stage::submit(&mut client);
-    let victim = jobs
-        .iter()
-        .find(|(handler, _)| *handler == stage::CANCELLED)
-        .map(|(_, id)| *id);
+    let victim = jobs.iter().find(|(handler, _)| *handler == stage::CANCELLED).map(|(_, id)| *id);
 
     println!("\nThe jobs, as the table shows them:\n");
     let mut screen = screen::Screen::new(std::io::stdout().is_terminal());
@@ -42,38 +39,25 @@ fn show() -> ExitCode {
             cancel_when_under_way(&mut client, id);
         }
         let left = lines.iter().filter(|line| !line.is_final()).count();
-        if left == 0 {
-            Ok(())
-        } else {
-            Err(format!("{left} unfinished"))
-        }
+        if left == 0 { Ok(()) } else { Err(format!("{left} unfinished")) }
     });
 
     println!("\nThe rows, as every client reads them:\n");
     let query = "SELECT payload ->> 'handler' AS handler, completed, cancelled, progress, result
         FROM background_jobs ORDER BY timestamp";
-    let status = cluster
-        .psql(stage::DATABASE, stage::ROLE)
-        .args(["-P", "pager=off", "-c", query])
-        .status();
+    let status = cluster.psql(stage::DATABASE, stage::ROLE).args(["-P", "pager=off", "-c", query]).status();
     let shown = status.is_ok_and(|status| status.success());
     drop(client);
     drop(cluster);
     println!("The server is stopped and its directory is gone.");
-    if shown {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if shown { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What a user does who has seen enough: the UPDATE that every client may send.
 fn cancel_when_under_way(client: &mut Client, id: Uuid) {
     let cancel = "UPDATE background_jobs SET cancelled = true
         WHERE id = $1 AND NOT completed AND NOT cancelled AND progress >= 0.3";
-    client
-        .execute(cancel, &[&id])
-        .unwrap_or_else(|e| panic!("{cancel}: {e:?}"));
+    client.execute(cancel, &[&id]).unwrap_or_else(|e| panic!("{cancel}: {e:?}"));
 }
 
 fn prompt() -> ExitCode {

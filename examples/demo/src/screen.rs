@@ -48,9 +48,7 @@ pub fn read(client: &mut Client) -> Vec<Line> {
                END
           FROM background_jobs j CROSS JOIN LATERAL background_jobs.status(j.id) s
          ORDER BY j.timestamp, j.id";
-    let rows = client
-        .query(query, &[])
-        .unwrap_or_else(|e| panic!("{query}: {e:?}"));
+    let rows = client.query(query, &[]).unwrap_or_else(|e| panic!("{query}: {e:?}"));
     rows.iter()
         .map(|row| Line {
             id: row.get(0),
@@ -72,11 +70,7 @@ pub struct Screen {
 
 impl Screen {
     pub fn new(terminal: bool) -> Screen {
-        Screen {
-            terminal,
-            drawn: 0,
-            printed: HashMap::new(),
-        }
+        Screen { terminal, drawn: 0, printed: HashMap::new() }
     }
 
     pub fn draw(&mut self, lines: &[Line]) {
@@ -113,18 +107,10 @@ impl Screen {
             let known = self.printed.get(&line.id);
             let quarters = |line: &Line| (line.progress * 4.0) as u32;
             let same = |known: &Line| {
-                known.state == line.state
-                    && known.note == line.note
-                    && quarters(known) == quarters(line)
+                known.state == line.state && known.note == line.note && quarters(known) == quarters(line)
             };
             if !known.is_some_and(same) {
-                println!(
-                    "{:9} {:9} {:3.0} %  {}",
-                    line.handler,
-                    line.state,
-                    line.progress * 100.0,
-                    line.note
-                );
+                println!("{:9} {:9} {:3.0} %  {}", line.handler, line.state, line.progress * 100.0, line.note);
                 self.printed.insert(line.id.clone(), line.clone());
             }
         }

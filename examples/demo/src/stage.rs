@@ -77,9 +77,7 @@ const JOBS: &[(&str, &str)] = &[
 
 pub fn start() -> Cluster {
     println!("Starting a PostgreSQL with shared_preload_libraries = 'background_jobs' ...");
-    Cluster::builder()
-        .conf("background_jobs.progress_flush_interval", "100ms")
-        .start()
+    Cluster::builder().conf("background_jobs.progress_flush_interval", "100ms").start()
 }
 
 /// Runs statements, and shows them if asked, so that the demo can be done again by hand.
@@ -87,29 +85,19 @@ fn run(client: &mut Client, echo: bool, statements: &str) {
     if echo {
         println!("{statements}");
     }
-    client
-        .batch_execute(statements)
-        .unwrap_or_else(|e| panic!("{statements}: {e:?}"));
+    client.batch_execute(statements).unwrap_or_else(|e| panic!("{statements}: {e:?}"));
 }
 
 /// As the superuser: a database with the extension, an ordinary role. As that role: its table and its handlers.
 pub fn set_up(cluster: &Cluster, echo: bool) {
     cluster.create_role(ROLE);
-    run(
-        &mut cluster.admin("postgres"),
-        false,
-        &format!("CREATE DATABASE {DATABASE}"),
-    );
+    run(&mut cluster.admin("postgres"), false, &format!("CREATE DATABASE {DATABASE}"));
     let mut admin = cluster.admin(DATABASE);
     if echo {
         println!("\n-- once, by a superuser:");
     }
     run(&mut admin, echo, "CREATE EXTENSION background_jobs;");
-    run(
-        &mut admin,
-        echo,
-        &format!("GRANT CREATE ON SCHEMA public TO {ROLE};"),
-    );
+    run(&mut admin, echo, &format!("GRANT CREATE ON SCHEMA public TO {ROLE};"));
     if echo {
         println!("\n-- as the role \"{ROLE}\":");
     }
@@ -120,9 +108,7 @@ pub fn set_up(cluster: &Cluster, echo: bool) {
         let create = format!(
             "CREATE FUNCTION {name}(payload jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$\nBEGIN\n    {body}\nEND $$;"
         );
-        let register = format!(
-            "SELECT background_jobs.register_handler('{name}', '{name}(jsonb)'{comma}{options});"
-        );
+        let register = format!("SELECT background_jobs.register_handler('{name}', '{name}(jsonb)'{comma}{options});");
         // One is enough to see how it is done.
         run(&mut client, echo && n == 0, &create);
         run(&mut client, echo, &register);
@@ -135,10 +121,7 @@ pub fn submit(client: &mut Client) -> Vec<(&'static str, Uuid)> {
     let jobs = JOBS.iter().map(|(handler, payload)| {
         println!("INSERT INTO background_jobs (payload) VALUES ('{payload}');");
         let row = client.query_one(insert, &[payload]);
-        (
-            *handler,
-            row.unwrap_or_else(|e| panic!("{insert}: {e:?}")).get(0),
-        )
+        (*handler, row.unwrap_or_else(|e| panic!("{insert}: {e:?}")).get(0))
     });
     jobs.collect()
 }

@@ -36,21 +36,10 @@ impl<'a> App<'a> {
         admin
             .batch_execute(&format!("CREATE DATABASE {}", ident(&database)))
             .unwrap_or_else(|e| panic!("create {database}: {e:?}"));
-        let grant = format!(
-            "CREATE EXTENSION background_jobs; GRANT CREATE ON SCHEMA public TO {}",
-            ident(&role)
-        );
-        cluster
-            .admin(&database)
-            .batch_execute(&grant)
-            .unwrap_or_else(|e| panic!("{grant}: {e:?}"));
+        let grant = format!("CREATE EXTENSION background_jobs; GRANT CREATE ON SCHEMA public TO {}", ident(&role));
+        cluster.admin(&database).batch_execute(&grant).unwrap_or_else(|e| panic!("{grant}: {e:?}"));
         let client = cluster.connect(&database, &role);
-        let mut app = App {
-            cluster,
-            database,
-            role,
-            client,
-        };
+        let mut app = App { cluster, database, role, client };
         app.create_support();
         app
     }
@@ -86,9 +75,7 @@ impl<'a> App<'a> {
 
     /// Runs statements without parameters; several in one call are one transaction.
     pub fn sql(&mut self, statements: &str) {
-        self.client
-            .batch_execute(statements)
-            .unwrap_or_else(|e| panic!("{statements}: {e:?}"));
+        self.client.batch_execute(statements).unwrap_or_else(|e| panic!("{statements}: {e:?}"));
     }
 
     /// Runs statements that have to fail; returns the SQLSTATE.
@@ -100,15 +87,11 @@ impl<'a> App<'a> {
     }
 
     pub fn execute(&mut self, statement: &str, params: Params) -> u64 {
-        self.client
-            .execute(statement, params)
-            .unwrap_or_else(|e| panic!("{statement}: {e:?}"))
+        self.client.execute(statement, params).unwrap_or_else(|e| panic!("{statement}: {e:?}"))
     }
 
     pub fn rows(&mut self, query: &str, params: Params) -> Vec<Row> {
-        self.client
-            .query(query, params)
-            .unwrap_or_else(|e| panic!("{query}: {e:?}"))
+        self.client.query(query, params).unwrap_or_else(|e| panic!("{query}: {e:?}"))
     }
 
     /// The first column of a query's only row.
@@ -133,19 +116,12 @@ impl<'a> App<'a> {
 
     pub fn register(&mut self, name: &str, function: &str, options: &str) {
         let comma = if options.is_empty() { "" } else { ", " };
-        self.sql(&format!(
-            "SELECT background_jobs.register_handler({}, {}{comma}{options})",
-            lit(name),
-            lit(function)
-        ));
+        self.sql(&format!("SELECT background_jobs.register_handler({}, {}{comma}{options})", lit(name), lit(function)));
     }
 
     /// Inserts a job for the handler as a client does, in a transaction of its own.
     pub fn submit(&mut self, handler: &str, payload: Value) -> Uuid {
-        self.one(
-            &submission(),
-            &[&Uuid::new_v4(), &with_handler(handler, payload)],
-        )
+        self.one(&submission(), &[&Uuid::new_v4(), &with_handler(handler, payload)])
     }
 
     /// The row, or nothing when it was deleted.
@@ -163,28 +139,21 @@ impl<'a> App<'a> {
         let cluster = self.cluster;
         cluster.wait_until(&format!("job {id} to be final"), || {
             let row = self.row(id);
-            if row.is_final() {
-                Ok(row)
-            } else {
-                Err(format!("{row:?}, {}", self.state(id)))
-            }
+            if row.is_final() { Ok(row) } else { Err(format!("{row:?}, {}", self.state(id))) }
         })
     }
 
     /// The state that `status()` derives, `none` when it knows no such job.
     pub fn state(&mut self, id: Uuid) -> String {
         let rows = self.rows("SELECT state::text FROM background_jobs.status($1)", &[&id]);
-        rows.first()
-            .map_or_else(|| "none".to_owned(), |row| row.get(0))
+        rows.first().map_or_else(|| "none".to_owned(), |row| row.get(0))
     }
 
     pub fn wait_state(&mut self, id: Uuid, state: &str) {
         let cluster = self.cluster;
-        cluster.wait_until(&format!("job {id} to be {state}"), || {
-            match self.state(id) {
-                seen if seen == state => Ok(()),
-                seen => Err(seen),
-            }
+        cluster.wait_until(&format!("job {id} to be {state}"), || match self.state(id) {
+            seen if seen == state => Ok(()),
+            seen => Err(seen),
         });
     }
 
@@ -198,10 +167,7 @@ impl<'a> App<'a> {
     pub fn wait_drained(&mut self, deadline: Duration) {
         let cluster = self.cluster;
         cluster.wait_within(deadline, "all jobs to be final", || {
-            match self.one::<i64>(
-                "SELECT count(*) FROM background_jobs WHERE NOT completed AND NOT cancelled",
-                &[],
-            ) {
+            match self.one::<i64>("SELECT count(*) FROM background_jobs WHERE NOT completed AND NOT cancelled", &[]) {
                 0 => Ok(()),
                 left => Err(format!("{left} unfinished")),
             }
@@ -227,10 +193,7 @@ impl Drop for App<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // The server may be shared, so that the end of its log is about others.
-            eprintln!(
-                "{}",
-                log::tail_of(&self.cluster.log(), &format!(" {} ", self.database), 40)
-            );
+            eprintln!("{}", log::tail_of(&self.cluster.log(), &format!(" {} ", self.database), 40));
         }
         // FORCE would hide a worker that does not leave; only our own clients are in the way, and those end themselves.
         let end_sessions = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
@@ -238,10 +201,7 @@ impl Drop for App<'_> {
         let drop = || -> Result<(), postgres::Error> {
             let mut admin = self.cluster.try_connect("postgres", "postgres")?;
             admin.query(end_sessions, &[&self.database])?;
-            admin.batch_execute(&format!(
-                "DROP DATABASE IF EXISTS {}",
-                ident(&self.database)
-            ))?;
+            admin.batch_execute(&format!("DROP DATABASE IF EXISTS {}", ident(&self.database)))?;
             admin.batch_execute(&format!("DROP ROLE IF EXISTS {}", ident(&self.role)))
         };
         match drop() {

@@ -48,12 +48,7 @@ impl Builder {
         let cluster = Cluster::new(self.allowed);
         let program = Installation::get().program("pg_basebackup");
         let mut command = os::server_command(program, cluster.socket_directory());
-        command.args([
-            "--username=postgres",
-            "--write-recovery-conf",
-            "--checkpoint=fast",
-            "--no-sync",
-        ]);
+        command.args(["--username=postgres", "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]);
         command.arg("-h").arg(primary.socket_directory());
         os::run(command.arg("-D").arg(cluster.data()));
         configure(&cluster, &self.settings);
@@ -63,31 +58,24 @@ impl Builder {
 }
 
 fn configure(cluster: &Cluster, settings: &[(String, String)]) {
-    let mut text = format!(
-        "unix_socket_directories = '{}'\n",
-        cluster.socket_directory().display()
-    );
+    let mut text = format!("unix_socket_directories = '{}'\n", cluster.socket_directory().display());
     for (name, value) in settings {
         let _ = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
     }
     let path = cluster.data().join("postgresql.conf");
     let file = OpenOptions::new().append(true).open(&path);
-    file.and_then(|mut conf| conf.write_all(text.as_bytes()))
-        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    file.and_then(|mut conf| conf.write_all(text.as_bytes())).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
 impl Cluster {
     #[must_use]
     pub fn builder() -> Builder {
-        Builder {
-            settings: Vec::new(),
-            allowed: Vec::new(),
-        }
-        .conf("shared_preload_libraries", "background_jobs")
-        .conf("listen_addresses", "")
-        .conf("max_worker_processes", "24")
-        .conf("log_line_prefix", "%m [%p] %b %d %a: ")
-        // A killed process loses nothing that the kernel has; tests that stop the machine do not exist.
-        .conf("fsync", "off")
+        Builder { settings: Vec::new(), allowed: Vec::new() }
+            .conf("shared_preload_libraries", "background_jobs")
+            .conf("listen_addresses", "")
+            .conf("max_worker_processes", "24")
+            .conf("log_line_prefix", "%m [%p] %b %d %a: ")
+            // A killed process loses nothing that the kernel has; tests that stop the machine do not exist.
+            .conf("fsync", "off")
     }
 }

@@ -34,31 +34,19 @@ impl Cluster {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = keeper::root().join(format!("c{number}"));
         keeper::subdirectory(&directory);
-        Cluster {
-            directory,
-            allowed,
-            postmaster: Mutex::new(None),
-        }
+        Cluster { directory, allowed, postmaster: Mutex::new(None) }
     }
 
     /// Starts a stopped server and waits until it takes connections.
     pub fn start(&self) {
         let mut postmaster = self.lock();
         assert!(postmaster.is_none(), "the server runs already");
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_file());
+        let log = OpenOptions::new().create(true).append(true).open(self.log_file());
         let log = log.unwrap_or_else(|e| panic!("{}: {e}", self.log_file().display()));
         let error_log = log.try_clone().unwrap_or_else(|e| panic!("the log: {e}"));
         let program = Installation::get().program("postgres");
         let mut command = os::server_command(program, &self.directory);
-        command
-            .arg("-D")
-            .arg(self.data())
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(error_log);
+        command.arg("-D").arg(self.data()).stdin(Stdio::null()).stdout(log).stderr(error_log);
         // A group of its own: Ctrl-C in a terminal is for the test, which then stops the server.
         command.process_group(0);
         let child = command.spawn().unwrap_or_else(|e| panic!("postgres: {e}"));
@@ -71,11 +59,7 @@ impl Cluster {
             let file = fs::read_to_string(&status_file).unwrap_or_default();
             let ours = file.lines().next() == Some(&child.id().to_string());
             let status = file.lines().nth(7).unwrap_or("no status yet").trim();
-            if ours && status == "ready" {
-                Ok(Ok(()))
-            } else {
-                Err(status.to_owned())
-            }
+            if ours && status == "ready" { Ok(Ok(())) } else { Err(status.to_owned()) }
         });
         if let Err(report) = up.and_then(|up| up) {
             panic!("{report}\n{}", self.log_tail());
@@ -85,8 +69,7 @@ impl Cluster {
     /// Stops the server and returns how long that took. Panics when it takes more than a minute.
     pub fn stop(&self, how: Stop) -> Duration {
         let begin = Instant::now();
-        self.end(how, Duration::from_secs(60))
-            .unwrap_or_else(|report| panic!("{report}\n{}", self.log_tail()));
+        self.end(how, Duration::from_secs(60)).unwrap_or_else(|report| panic!("{report}\n{}", self.log_tail()));
         begin.elapsed()
     }
 
@@ -102,48 +85,30 @@ impl Cluster {
         self.kill(postmaster, Signal::SIGKILL);
         let child = self.lock().take();
         child.map(|mut child| child.wait());
-        let left = || -> Vec<u32> {
-            children
-                .iter()
-                .copied()
-                .filter(|pid| process::works_in(*pid, &self.data()))
-                .collect()
-        };
+        let left =
+            || -> Vec<u32> { children.iter().copied().filter(|pid| process::works_in(*pid, &self.data())).collect() };
         let gone = wait::attempt(Duration::from_secs(2), "the children to see it", || {
             let left = left();
-            if left.is_empty() {
-                Ok(())
-            } else {
-                Err(format!("{left:?}"))
-            }
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
         });
         if gone.is_err() {
             // A loop that never waits does not notice the death of the postmaster.
-            left()
-                .iter()
-                .for_each(|pid| self.kill(*pid, Signal::SIGKILL));
-            wait::wait_until("the killed children to be gone", || {
-                wait::yes(left().is_empty())
-            });
+            left().iter().for_each(|pid| self.kill(*pid, Signal::SIGKILL));
+            wait::wait_until("the killed children to be gone", || wait::yes(left().is_empty()));
         }
         self.start();
     }
 
     /// Sends a signal to a process of this server.
     pub fn kill(&self, pid: u32, signal: Signal) {
-        assert!(
-            process::works_in(pid, &self.data()),
-            "process {pid} is not one of this server"
-        );
+        assert!(process::works_in(pid, &self.data()), "process {pid} is not one of this server");
         nix::sys::signal::kill(Pid::from_raw(pid.cast_signed()), signal)
             .unwrap_or_else(|e| panic!("kill -{signal} {pid}: {e}"));
     }
 
     #[must_use]
     pub fn postmaster_pid(&self) -> u32 {
-        self.lock()
-            .as_ref()
-            .map_or_else(|| panic!("the server does not run"), Child::id)
+        self.lock().as_ref().map_or_else(|| panic!("the server does not run"), Child::id)
     }
 
     #[must_use]
@@ -169,10 +134,7 @@ impl Cluster {
 
     #[must_use]
     pub fn log_tail(&self) -> String {
-        format!(
-            "--- the end of the server's log:\n{}\n---",
-            log::tail(&self.log(), 40)
-        )
+        format!("--- the end of the server's log:\n{}\n---", log::tail(&self.log(), 40))
     }
 
     /// Lines in the log that no server may write (I17).
@@ -186,20 +148,12 @@ impl Cluster {
         self.wait_within(wait::DEADLINE, what, probe)
     }
 
-    pub fn wait_within<T>(
-        &self,
-        deadline: Duration,
-        what: &str,
-        probe: impl FnMut() -> Result<T, String>,
-    ) -> T {
-        wait::attempt(deadline, what, probe)
-            .unwrap_or_else(|report| panic!("{report}\n{}", self.log_tail()))
+    pub fn wait_within<T>(&self, deadline: Duration, what: &str, probe: impl FnMut() -> Result<T, String>) -> T {
+        wait::attempt(deadline, what, probe).unwrap_or_else(|report| panic!("{report}\n{}", self.log_tail()))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.postmaster
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.postmaster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self, how: Stop, deadline: Duration) -> Result<(), String> {
@@ -213,14 +167,10 @@ impl Cluster {
             Stop::Immediate => Signal::SIGQUIT,
         };
         let _ = nix::sys::signal::kill(Pid::from_raw(child.id().cast_signed()), signal);
-        wait::attempt(
-            deadline,
-            &format!("the server to stop ({how:?})"),
-            || match child.try_wait() {
-                Ok(Some(_)) => Ok(()),
-                _ => Err("it still runs".to_owned()),
-            },
-        )?;
+        wait::attempt(deadline, &format!("the server to stop ({how:?})"), || match child.try_wait() {
+            Ok(Some(_)) => Ok(()),
+            _ => Err("it still runs".to_owned()),
+        })?;
         *postmaster = None;
         Ok(())
     }
@@ -235,17 +185,10 @@ impl Cluster {
         let offences = self.offences();
         if let Some(first) = offences.first() {
             let (count, around) = (offences.len(), log::around(&self.log(), first));
-            let _ = write!(
-                trouble,
-                "\n{count} lines that no log may hold; around the first: {first}\n{around}"
-            );
+            let _ = write!(trouble, "\n{count} lines that no log may hold; around the first: {first}\n{around}");
         }
         let _ = fs::remove_dir_all(&self.directory);
-        if trouble.is_empty() {
-            Ok(())
-        } else {
-            Err(trouble)
-        }
+        if trouble.is_empty() { Ok(()) } else { Err(trouble) }
     }
 }
 

@@ -15,18 +15,12 @@ static RUNNING: Mutex<Vec<&'static Cluster>> = Mutex::new(Vec::new());
 impl Group {
     #[must_use]
     pub const fn new(configure: fn() -> Builder) -> Group {
-        Group {
-            configure,
-            cluster: OnceLock::new(),
-        }
+        Group { configure, cluster: OnceLock::new() }
     }
 
     pub fn cluster(&'static self) -> &'static Cluster {
         self.cluster.get_or_init(|| (self.configure)().start());
-        let cluster = self
-            .cluster
-            .get()
-            .unwrap_or_else(|| unreachable!("just started"));
+        let cluster = self.cluster.get().unwrap_or_else(|| unreachable!("just started"));
         let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         if !running.iter().any(|known| std::ptr::eq(*known, cluster)) {
             running.push(cluster);
@@ -62,13 +56,8 @@ pub(crate) fn at_exit() {
 extern "C" fn end() {
     let failed = std::panic::catch_unwind(|| {
         let running = std::mem::take(&mut *RUNNING.lock().unwrap_or_else(PoisonError::into_inner));
-        let troubles: Vec<String> = running
-            .iter()
-            .filter_map(|cluster| cluster.finish().err())
-            .collect();
-        troubles
-            .iter()
-            .for_each(|trouble| eprintln!("a shared server misbehaved: {trouble}"));
+        let troubles: Vec<String> = running.iter().filter_map(|cluster| cluster.finish().err()).collect();
+        troubles.iter().for_each(|trouble| eprintln!("a shared server misbehaved: {trouble}"));
         !troubles.is_empty()
     });
     keeper::finish();

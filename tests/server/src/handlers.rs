@@ -30,10 +30,7 @@ impl App<'_> {
 
     /// Lets the handlers that wait at this gate go on, now and later.
     pub fn open_gate(&mut self, name: &str) {
-        self.execute(
-            "INSERT INTO gates VALUES ($1) ON CONFLICT DO NOTHING",
-            &[&name],
-        );
+        self.execute("INSERT INTO gates VALUES ($1) ON CONFLICT DO NOTHING", &[&name]);
     }
 
     /// Waits until a handler has said `reach(point)` in a transaction that is still open.

@@ -46,9 +46,7 @@ impl Installation {
     /// The copy of this process, shared by its clusters.
     pub fn get() -> &'static Installation {
         static INSTALLATION: OnceLock<Installation> = OnceLock::new();
-        INSTALLATION.get_or_init(|| {
-            Installation::copy(&pg_config_program(), &keeper::root().join("install"))
-        })
+        INSTALLATION.get_or_init(|| Installation::copy(&pg_config_program(), &keeper::root().join("install")))
     }
 
     #[must_use]
@@ -84,12 +82,7 @@ impl Installation {
         if has_extension {
             overlay(&package, prefix);
         }
-        Installation {
-            bin: there(&bin),
-            pgxs: lib.join("pgxs"),
-            template: OnceLock::new(),
-            has_extension,
-        }
+        Installation { bin: there(&bin), pgxs: lib.join("pgxs"), template: OnceLock::new(), has_extension }
     }
 
     /// A new data directory at `path`, owned by the server's user. Superuser `postgres`, UTF-8, locale C, trust.
@@ -99,13 +92,7 @@ impl Installation {
             keeper::subdirectory(&home);
             let data = home.join("template");
             let mut initdb = os::server_command(self.program("initdb"), &home);
-            initdb.args([
-                "--no-sync",
-                "--username=postgres",
-                "--auth=trust",
-                "--encoding=UTF8",
-                "--no-locale",
-            ]);
+            initdb.args(["--no-sync", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale"]);
             os::run(initdb.arg("-D").arg(&data));
             data
         });
@@ -117,16 +104,11 @@ impl Installation {
 fn pg_config_program() -> PathBuf {
     let candidates = match std::env::var_os("PG_CONFIG") {
         Some(named) => vec![PathBuf::from(named)],
-        None => vec![
-            PathBuf::from("pg_config"),
-            PathBuf::from("/usr/lib/postgresql/15/bin/pg_config"),
-        ],
+        None => vec![PathBuf::from("pg_config"), PathBuf::from("/usr/lib/postgresql/15/bin/pg_config")],
     };
     for candidate in &candidates {
         if let Ok(output) = Command::new(candidate).arg("--bindir").output()
-            && Path::new(String::from_utf8_lossy(&output.stdout).trim_end())
-                .join("initdb")
-                .exists()
+            && Path::new(String::from_utf8_lossy(&output.stdout).trim_end()).join("initdb").exists()
         {
             return candidate.clone();
         }
@@ -139,14 +121,9 @@ fn package_directory(version: &str) -> PathBuf {
         return PathBuf::from(named);
     }
     // "PostgreSQL 15.20 (Debian ...)"
-    let major: String = version
-        .chars()
-        .skip_while(|c| !c.is_ascii_digit())
-        .take_while(char::is_ascii_digit)
-        .collect();
+    let major: String = version.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| repository.join("target"), PathBuf::from);
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from);
     target.join(format!("release/background_jobs-pg{major}"))
 }
 
@@ -157,16 +134,14 @@ fn make(directory: &Path) {
 fn copy_file(from: &Path, to: &Path) {
     // A link to the system's own file would be written through.
     let _ = fs::remove_file(to);
-    fs::copy(from, to)
-        .unwrap_or_else(|e| panic!("copy {} to {}: {e}", from.display(), to.display()));
+    fs::copy(from, to).unwrap_or_else(|e| panic!("copy {} to {}: {e}", from.display(), to.display()));
 }
 
 fn link_entries(from: &Path, to: &Path) {
     for entry in entries(from) {
         let target = to.join(entry.file_name());
         if !target.exists() {
-            symlink(entry.path(), &target)
-                .unwrap_or_else(|e| panic!("link {}: {e}", target.display()));
+            symlink(entry.path(), &target).unwrap_or_else(|e| panic!("link {}: {e}", target.display()));
         }
     }
 }
@@ -185,9 +160,5 @@ fn overlay(from: &Path, to: &Path) {
 }
 
 fn entries(directory: &Path) -> Vec<fs::DirEntry> {
-    directory
-        .read_dir()
-        .unwrap_or_else(|e| panic!("read {}: {e}", directory.display()))
-        .flatten()
-        .collect()
+    directory.read_dir().unwrap_or_else(|e| panic!("read {}: {e}", directory.display())).flatten().collect()
 }

@@ -6,8 +6,7 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 /// The seven columns in the order of the recipe's statements.
-pub const COLUMNS: &str =
-    r#""id","timestamp","payload","completed","cancelled","progress","result""#;
+pub const COLUMNS: &str = r#""id","timestamp","payload","completed","cancelled","progress","result""#;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {

@@ -2,13 +2,7 @@
 
 /// Parts of lines that speak of a broken server: an abort, a failed assertion, a leaked reference, a snapshot that was not
 /// popped, a process that died of a signal.
-const FORBIDDEN: &[&str] = &[
-    "PANIC",
-    "TRAP",
-    "leak",
-    "snapshot",
-    "was terminated by signal",
-];
+const FORBIDDEN: &[&str] = &["PANIC", "TRAP", "leak", "snapshot", "was terminated by signal"];
 
 /// The lines that should not be there, but for those that hold one of `allowed`.
 #[must_use]
@@ -52,10 +46,7 @@ mod tests {
     fn offences_are_found_and_can_be_allowed() {
         let log = "LOG:  ready\nLOG:  server process (PID 1) was terminated by signal 9: Killed\nWARNING:  relcache reference leak\n";
         assert_eq!(offences(log, &[]).len(), 2);
-        assert_eq!(
-            offences(log, &["terminated by signal 9".to_owned()]),
-            ["WARNING:  relcache reference leak"]
-        );
+        assert_eq!(offences(log, &["terminated by signal 9".to_owned()]), ["WARNING:  relcache reference leak"]);
     }
 
     #[test]

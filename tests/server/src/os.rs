@@ -19,9 +19,7 @@ fn server_user() -> Option<(Uid, Gid)> {
         let name = std::env::var(USER_VARIABLE).unwrap_or_else(|_| "postgres".to_owned());
         match User::from_name(&name) {
             Ok(Some(user)) if !user.uid.is_root() => Some((user.uid, user.gid)),
-            _ => panic!(
-                "PostgreSQL does not run as root and there is no ordinary user {name:?}: set {USER_VARIABLE}"
-            ),
+            _ => panic!("PostgreSQL does not run as root and there is no ordinary user {name:?}: set {USER_VARIABLE}"),
         }
     })
 }
@@ -40,11 +38,7 @@ pub fn give(path: &Path) {
 /// The command is our own child (not one of `runuser`), so its process number is the one that we started.
 pub fn server_command(program: impl AsRef<OsStr>, directory: &Path) -> Command {
     let mut command = Command::new(program);
-    command
-        .env_clear()
-        .env("LC_ALL", "C")
-        .env("HOME", directory)
-        .current_dir(directory);
+    command.env_clear().env("LC_ALL", "C").env("HOME", directory).current_dir(directory);
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
     }
@@ -56,9 +50,7 @@ pub fn server_command(program: impl AsRef<OsStr>, directory: &Path) -> Command {
 
 /// Runs the command to its end and panics with what it said when it fails.
 pub fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(
         output.status.success(),
         "{command:?} failed: {}\n{}{}",
@@ -66,7 +58,5 @@ pub fn run(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    String::from_utf8_lossy(&output.stdout)
-        .trim_end()
-        .to_owned()
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }

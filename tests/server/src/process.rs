@@ -5,9 +5,7 @@ use std::path::Path;
 
 /// Children of `parent` that work in `directory`: a process number alone may belong to somebody else by now.
 pub fn children(parent: u32, directory: &Path) -> Vec<u32> {
-    all()
-        .filter(|pid| parent_of(*pid) == Some(parent) && works_in(*pid, directory))
-        .collect()
+    all().filter(|pid| parent_of(*pid) == Some(parent) && works_in(*pid, directory)).collect()
 }
 
 pub fn works_in(pid: u32, directory: &Path) -> bool {
@@ -22,10 +20,5 @@ fn all() -> impl Iterator<Item = u32> {
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, second, is in parentheses and may hold anything, spaces too; state and parent follow it.
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }

@@ -17,21 +17,12 @@ pub fn run(cluster: &Cluster, database: &str, directory: &Path) -> Result<usize,
     let mut tests = Vec::new();
     for kind in ["sql", "expected"] {
         keeper::subdirectory(&work.join(kind));
-        for entry in directory
-            .join(kind)
-            .read_dir()
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for entry in directory.join(kind).read_dir().into_iter().flatten().flatten() {
             let target = work.join(kind).join(entry.file_name());
             fs::copy(entry.path(), &target).map_err(|e| format!("{}: {e}", target.display()))?;
             let name = entry.path();
             if name.extension().is_some_and(|extension| extension == "sql") {
-                tests.extend(
-                    name.file_stem()
-                        .map(|stem| stem.to_string_lossy().into_owned()),
-                );
+                tests.extend(name.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
             }
         }
     }
@@ -41,16 +32,8 @@ pub fn run(cluster: &Cluster, database: &str, directory: &Path) -> Result<usize,
     let program = installation.pgxs().join("src/test/regress/pg_regress");
     let bin = installation.program("psql");
     let mut command = os::server_command(program, &work);
-    command.args([
-        "--use-existing",
-        "--user=postgres",
-        "--inputdir=.",
-        "--outputdir=.",
-    ]);
-    command.arg(format!(
-        "--bindir={}",
-        bin.parent().unwrap_or(&bin).display()
-    ));
+    command.args(["--use-existing", "--user=postgres", "--inputdir=.", "--outputdir=."]);
+    command.arg(format!("--bindir={}", bin.parent().unwrap_or(&bin).display()));
     command.arg(format!("--host={}", cluster.socket_directory().display()));
     command.arg(format!("--dbname={database}")).args(&tests);
     let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
@@ -58,9 +41,5 @@ pub fn run(cluster: &Cluster, database: &str, directory: &Path) -> Result<usize,
         return Ok(tests.len());
     }
     let differences = fs::read_to_string(work.join("regression.diffs")).unwrap_or_default();
-    Err(format!(
-        "{}{}{differences}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    ))
+    Err(format!("{}{}{differences}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
 }

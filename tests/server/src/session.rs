@@ -22,12 +22,8 @@ impl Cluster {
 
     #[must_use]
     pub fn connect(&self, database: &str, role: &str) -> Client {
-        self.try_connect(database, role).unwrap_or_else(|e| {
-            panic!(
-                "connect to {database} as {role}: {e:?}\n{}",
-                self.log_tail()
-            )
-        })
+        self.try_connect(database, role)
+            .unwrap_or_else(|e| panic!("connect to {database} as {role}: {e:?}\n{}", self.log_tail()))
     }
 
     /// A session of the superuser.
@@ -39,17 +35,13 @@ impl Cluster {
     /// An ordinary role that may log in, as the owner of a job table must.
     pub fn create_role(&self, name: &str) {
         let statement = format!("CREATE ROLE {} LOGIN", ident(name));
-        self.admin("postgres")
-            .batch_execute(&statement)
-            .unwrap_or_else(|e| panic!("{statement}: {e:?}"));
+        self.admin("postgres").batch_execute(&statement).unwrap_or_else(|e| panic!("{statement}: {e:?}"));
     }
 
     /// Changes a setting for the whole server and waits until the server has read it.
     pub fn set(&self, name: &str, value: &str) {
         let statement = format!("ALTER SYSTEM SET {name} = {}", lit(value));
-        self.admin("postgres")
-            .batch_execute(&statement)
-            .unwrap_or_else(|e| panic!("{statement}: {e:?}"));
+        self.admin("postgres").batch_execute(&statement).unwrap_or_else(|e| panic!("{statement}: {e:?}"));
         self.reload_conf();
     }
 
@@ -57,15 +49,10 @@ impl Cluster {
     pub fn reload_conf(&self) {
         let mut admin = self.admin("postgres");
         let mut ask = |query: &str, since: &[&(dyn ToSql + Sync)]| {
-            admin
-                .query_one(query, since)
-                .unwrap_or_else(|e| panic!("{query}: {e:?}"))
+            admin.query_one(query, since).unwrap_or_else(|e| panic!("{query}: {e:?}"))
         };
         let before: SystemTime = ask("SELECT clock_timestamp()", &[]).get(0);
-        assert!(
-            ask("SELECT pg_reload_conf()", &[]).get::<_, bool>(0),
-            "the server did not reload"
-        );
+        assert!(ask("SELECT pg_reload_conf()", &[]).get::<_, bool>(0), "the server did not reload");
         self.wait_until("the configuration to be read", || {
             yes(ask("SELECT pg_conf_load_time() >= $1", &[&before]).get(0))
         });
@@ -75,18 +62,7 @@ impl Cluster {
     #[must_use]
     pub fn psql(&self, database: &str, role: &str) -> Command {
         let mut command = Command::new(Installation::get().program("psql"));
-        command
-            .args([
-                "-X",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-U",
-                role,
-                "-d",
-                database,
-                "-h",
-            ])
-            .arg(self.socket_directory());
+        command.args(["-X", "-v", "ON_ERROR_STOP=1", "-U", role, "-d", database, "-h"]).arg(self.socket_directory());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PG") {
                 command.env_remove(name);

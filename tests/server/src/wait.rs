@@ -13,29 +13,19 @@ pub fn wait_until<T>(what: &str, probe: impl FnMut() -> Result<T, String>) -> T 
 }
 
 /// As [`wait_until`], with a deadline of the caller's.
-pub fn wait_within<T>(
-    deadline: Duration,
-    what: &str,
-    probe: impl FnMut() -> Result<T, String>,
-) -> T {
+pub fn wait_within<T>(deadline: Duration, what: &str, probe: impl FnMut() -> Result<T, String>) -> T {
     attempt(deadline, what, probe).unwrap_or_else(|report| panic!("{report}"))
 }
 
 /// As [`wait_within`], with the report for the caller to complete.
-pub fn attempt<T>(
-    deadline: Duration,
-    what: &str,
-    mut probe: impl FnMut() -> Result<T, String>,
-) -> Result<T, String> {
+pub fn attempt<T>(deadline: Duration, what: &str, mut probe: impl FnMut() -> Result<T, String>) -> Result<T, String> {
     let begin = Instant::now();
     loop {
         match probe() {
             Ok(value) => return Ok(value),
             Err(state) if begin.elapsed() >= deadline => {
                 let waited = begin.elapsed().as_secs_f64();
-                return Err(format!(
-                    "after {waited:.1} s still waiting for {what}; last seen: {state}"
-                ));
+                return Err(format!("after {waited:.1} s still waiting for {what}; last seen: {state}"));
             }
             Err(_) => std::thread::sleep(INTERVAL),
         }

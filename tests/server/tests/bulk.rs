@@ -5,9 +5,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 static SHARED: Group = Group::new(|| {
-    Cluster::builder()
-        .conf("max_prepared_transactions", "10")
-        .conf("background_jobs.poll_interval", "500ms")
+    Cluster::builder().conf("max_prepared_transactions", "10").conf("background_jobs.poll_interval", "500ms")
 });
 
 const DRAIN: Duration = Duration::from_secs(60);
@@ -17,11 +15,7 @@ fn noting(app: &mut App) {
 }
 
 fn ledger(app: &mut App) -> i64 {
-    assert_eq!(
-        app.one::<i64>("SELECT count(*) - count(DISTINCT job) FROM ledger", &[]),
-        0,
-        "nothing ran twice"
-    );
+    assert_eq!(app.one::<i64>("SELECT count(*) - count(DISTINCT job) FROM ledger", &[]), 0, "nothing ran twice");
     app.one("SELECT count(*) FROM ledger", &[])
 }
 
@@ -29,18 +23,9 @@ fn ledger(app: &mut App) -> i64 {
 fn copy() {
     let mut app = SHARED.app("copied");
     noting(&mut app);
-    let mut writer = app
-        .client
-        .copy_in("COPY background_jobs (id, payload, completed) FROM STDIN")
-        .unwrap();
+    let mut writer = app.client.copy_in("COPY background_jobs (id, payload, completed) FROM STDIN").unwrap();
     for n in 0..2000 {
-        writeln!(
-            writer,
-            "{}\t{{\"handler\": \"noted\"}}\t{}",
-            Uuid::new_v4(),
-            n % 4 == 0
-        )
-        .unwrap();
+        writeln!(writer, "{}\t{{\"handler\": \"noted\"}}\t{}", Uuid::new_v4(), n % 4 == 0).unwrap();
     }
     assert_eq!(writer.finish().unwrap(), 2000);
     app.wait_drained(DRAIN);
@@ -92,14 +77,10 @@ fn savepoints() {
 fn upserts() {
     let mut app = SHARED.app("upserts");
     noting(&mut app);
-    app.handler(
-        "held",
-        "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;",
-    );
+    app.handler("held", "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;");
     let upsert = "INSERT INTO background_jobs (id, payload, cancelled) VALUES ($1, $2, $3)
         ON CONFLICT (id) DO UPDATE SET payload = EXCLUDED.payload, cancelled = EXCLUDED.cancelled";
-    let nothing =
-        "INSERT INTO background_jobs (id, payload) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    let nothing = "INSERT INTO background_jobs (id, payload) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     let (quick, long) = (json!({"handler": "noted"}), json!({"handler": "held"}));
 
     let new = Uuid::new_v4();
@@ -129,40 +110,22 @@ fn upserts() {
 fn as_a_replica_with_an_empty_search_path() {
     let mut app = SHARED.app_with_recipe_table("replica");
     noting(&mut app);
-    app.handler(
-        "held",
-        "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;",
-    );
+    app.handler("held", "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;");
     let mut apply = app.admin();
-    apply
-        .batch_execute("SET session_replication_role = replica; SET search_path = ''")
-        .unwrap();
+    apply.batch_execute("SET session_replication_role = replica; SET search_path = ''").unwrap();
     let insert = "INSERT INTO public.background_jobs VALUES ($1, now(), $2, false, false, 0)";
     let (quick, long) = (Uuid::new_v4(), Uuid::new_v4());
-    apply
-        .execute(insert, &[&quick, &json!({"handler": "noted"})])
-        .unwrap();
+    apply.execute(insert, &[&quick, &json!({"handler": "noted"})]).unwrap();
     assert!(app.wait_final(quick).completed);
-    apply
-        .execute(insert, &[&long, &json!({"handler": "held"})])
-        .unwrap();
+    apply.execute(insert, &[&long, &json!({"handler": "held"})]).unwrap();
     app.wait_reached(1);
-    apply
-        .execute(
-            "UPDATE public.background_jobs SET cancelled = true WHERE id = $1",
-            &[&long],
-        )
-        .unwrap();
+    apply.execute("UPDATE public.background_jobs SET cancelled = true WHERE id = $1", &[&long]).unwrap();
     app.wait_left(1);
     assert!(app.row(long).cancelled);
     let gone = Uuid::new_v4();
-    apply
-        .execute(insert, &[&gone, &json!({"handler": "held"})])
-        .unwrap();
+    apply.execute(insert, &[&gone, &json!({"handler": "held"})]).unwrap();
     app.wait_reached(1);
-    apply
-        .execute("DELETE FROM public.background_jobs WHERE id = $1", &[&gone])
-        .unwrap();
+    apply.execute("DELETE FROM public.background_jobs WHERE id = $1", &[&gone]).unwrap();
     app.wait_left(1);
     assert_eq!(ledger(&mut app), 1);
 }
@@ -172,10 +135,8 @@ fn as_the_owner_with_an_empty_search_path() {
     let mut app = SHARED.app("path");
     noting(&mut app);
     app.sql("SET search_path = ''");
-    let id: Uuid = app.one(
-        "INSERT INTO public.background_jobs (payload) VALUES ('{\"handler\": \"noted\"}') RETURNING id",
-        &[],
-    );
+    let id: Uuid =
+        app.one("INSERT INTO public.background_jobs (payload) VALUES ('{\"handler\": \"noted\"}') RETURNING id", &[]);
     app.sql("RESET search_path");
     assert!(app.wait_final(id).completed);
     assert_eq!(ledger(&mut app), 1);
@@ -194,30 +155,18 @@ fn two_phase_commit() {
     app.wait_final(witness);
     assert_eq!(ledger(&mut app), 1, "what is only prepared does not start");
     // From another session, as a transaction manager does.
-    app.session()
-        .batch_execute(&format!("COMMIT PREPARED {submit}"))
-        .unwrap();
-    app.session()
-        .batch_execute(&format!("ROLLBACK PREPARED {dropped}"))
-        .unwrap();
+    app.session().batch_execute(&format!("COMMIT PREPARED {submit}")).unwrap();
+    app.session().batch_execute(&format!("ROLLBACK PREPARED {dropped}")).unwrap();
     app.wait_true("SELECT count(*) = 2 FROM ledger");
-    assert_eq!(
-        app.one::<i64>("SELECT count(*) FROM background_jobs", &[]),
-        2
-    );
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs", &[]), 2);
 
-    app.handler(
-        "held",
-        "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;",
-    );
+    app.handler("held", "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;");
     let id = app.submit("held", json!({}));
     app.wait_reached(1);
     app.sql(&format!(
         "BEGIN; UPDATE background_jobs SET cancelled = true WHERE id = '{id}'; PREPARE TRANSACTION {cancel}"
     ));
-    app.session()
-        .batch_execute(&format!("COMMIT PREPARED {cancel}"))
-        .unwrap();
+    app.session().batch_execute(&format!("COMMIT PREPARED {cancel}")).unwrap();
     app.wait_left(1);
     assert!(app.row(id).cancelled);
     assert_eq!(app.noted(id), 0);
@@ -237,10 +186,7 @@ fn a_foreign_key_to_the_job() {
     let id = app.submit("draws", json!({}));
     app.wait_reached(1);
     app.sql("SET lock_timeout = '5 s'");
-    app.execute(
-        "UPDATE background_jobs SET timestamp = now() WHERE id = $1",
-        &[&id],
-    );
+    app.execute("UPDATE background_jobs SET timestamp = now() WHERE id = $1", &[&id]);
     app.open_gate("go");
     assert!(app.wait_final(id).completed);
     assert_eq!(app.one::<i64>("SELECT count(*) FROM thumbnails", &[]), 1);

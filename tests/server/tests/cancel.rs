@@ -14,29 +14,17 @@ fn held(app: &mut App) {
 
 fn assert_cancelled(app: &mut App, id: Uuid) {
     let job = app.row(id);
-    assert!(
-        job.cancelled && !job.completed && job.result.is_none(),
-        "{job:?}"
-    );
+    assert!(job.cancelled && !job.completed && job.result.is_none(), "{job:?}");
     assert_eq!(app.state(id), "cancelled");
     assert_eq!(app.noted(id), 0);
-    assert_eq!(
-        app.one::<i64>(
-            "SELECT count(*) FROM background_jobs.queue WHERE job_id = $1",
-            &[&id]
-        ),
-        0
-    );
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue WHERE job_id = $1", &[&id]), 0);
 }
 
 #[test]
 fn before_its_time() {
     let mut app = SHARED.app("scheduled");
     app.handler("noted", "PERFORM note(); RETURN NULL;");
-    let id: Uuid = app.one(
-        "SELECT background_jobs.enqueue('noted', run_at => now() + interval '1 h')",
-        &[],
-    );
+    let id: Uuid = app.one("SELECT background_jobs.enqueue('noted', run_at => now() + interval '1 h')", &[]);
     assert_eq!(app.execute(CANCEL, &[&id]), 1);
     assert_cancelled(&mut app, id);
 }
@@ -67,10 +55,7 @@ fn in_the_transaction_of_its_insert() {
     let id = Uuid::new_v4();
     let mut transaction = app.client.transaction().unwrap();
     transaction
-        .execute(
-            "INSERT INTO background_jobs (id, payload) VALUES ($1, '{\"handler\": \"noted\"}')",
-            &[&id],
-        )
+        .execute("INSERT INTO background_jobs (id, payload) VALUES ($1, '{\"handler\": \"noted\"}')", &[&id])
         .unwrap();
     transaction.execute(CANCEL, &[&id]).unwrap();
     transaction.commit().unwrap();
@@ -80,10 +65,7 @@ fn in_the_transaction_of_its_insert() {
 #[test]
 fn while_it_runs() {
     let mut app = SHARED.app("runs");
-    app.handler(
-        "sleeps",
-        "PERFORM note(); PERFORM reach(1); PERFORM pg_sleep(600); RETURN NULL;",
-    );
+    app.handler("sleeps", "PERFORM note(); PERFORM reach(1); PERFORM pg_sleep(600); RETURN NULL;");
     app.handler("loops", "PERFORM note(); PERFORM reach(1); LOOP END LOOP;");
     for handler in ["sleeps", "loops"] {
         let id = app.submit(handler, json!({}));
@@ -91,11 +73,7 @@ fn while_it_runs() {
         let begin = Instant::now();
         assert_eq!(app.execute(CANCEL, &[&id]), 1);
         app.wait_left(1);
-        assert!(
-            begin.elapsed() < Duration::from_secs(2),
-            "{handler}: {:?}",
-            begin.elapsed()
-        );
+        assert!(begin.elapsed() < Duration::from_secs(2), "{handler}: {:?}", begin.elapsed());
         assert_cancelled(&mut app, id);
     }
 }
@@ -103,11 +81,7 @@ fn while_it_runs() {
 #[test]
 fn while_it_waits_for_a_retry() {
     let mut app = SHARED.app("retry");
-    app.handler_with(
-        "fails",
-        "PERFORM note(); RAISE 'no';",
-        "retry_delay => '1 h', max_retry_delay => '1 h'",
-    );
+    app.handler_with("fails", "PERFORM note(); RAISE 'no';", "retry_delay => '1 h', max_retry_delay => '1 h'");
     let id = app.submit("fails", json!({}));
     app.wait_state(id, "retrying");
     assert_eq!(app.execute(CANCEL, &[&id]), 1);
@@ -130,15 +104,8 @@ fn after_completion_it_changes_nothing() {
     app.open_gate("go");
     let id = app.submit("held", json!({}));
     let before = app.wait_final(id);
-    assert_eq!(
-        app.execute(CANCEL, &[&id]),
-        0,
-        "the recipe's UPDATE finds no unfinished row"
-    );
-    app.execute(
-        "UPDATE background_jobs SET cancelled = true WHERE id = $1",
-        &[&id],
-    );
+    assert_eq!(app.execute(CANCEL, &[&id]), 0, "the recipe's UPDATE finds no unfinished row");
+    app.execute("UPDATE background_jobs SET cancelled = true WHERE id = $1", &[&id]);
     let job = app.row(id);
     assert!(job.completed);
     assert_eq!((job.result, job.progress), (before.result, before.progress));
@@ -163,11 +130,7 @@ fn a_cancel_that_is_rolled_back_was_none() {
     let job = app.wait_final(id);
     assert_eq!((job.completed, job.result), (true, Some(json!("done"))));
     assert_eq!(app.noted(id), 1);
-    assert_eq!(
-        app.one::<i64>("SELECT count(*) FROM background_jobs.attempts", &[]),
-        0,
-        "it was not even interrupted"
-    );
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.attempts", &[]), 0, "it was not even interrupted");
 }
 
 /// The handler is done, and its completion meets a cancel that holds the row: whoever has the row lock wins.
@@ -212,26 +175,14 @@ fn deleting_the_row_is_a_cancel() {
     held(&mut app);
     let running = app.submit("held", json!({}));
     app.wait_reached(1);
-    let waiting: Uuid = app.one(
-        "SELECT background_jobs.enqueue('held', run_at => now() + interval '1 h')",
-        &[],
-    );
-    assert_eq!(
-        app.execute(
-            "DELETE FROM background_jobs WHERE id IN ($1, $2)",
-            &[&running, &waiting]
-        ),
-        2
-    );
+    let waiting: Uuid = app.one("SELECT background_jobs.enqueue('held', run_at => now() + interval '1 h')", &[]);
+    assert_eq!(app.execute("DELETE FROM background_jobs WHERE id IN ($1, $2)", &[&running, &waiting]), 2);
     app.wait_left(1);
     for id in [running, waiting] {
         assert!(app.find(id).is_none());
         assert_eq!(app.noted(id), 0);
     }
-    assert_eq!(
-        app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]),
-        0
-    );
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]), 0);
 }
 
 #[test]
@@ -264,10 +215,7 @@ fn dropping_the_table_is_a_cancel() {
     held(&mut app);
     let next = app.submit("held", json!({}));
     app.open_gate("go");
-    assert!(
-        app.wait_final(next).completed,
-        "a table of the same name is another table"
-    );
+    assert!(app.wait_final(next).completed, "a table of the same name is another table");
 }
 
 #[test]
@@ -279,17 +227,11 @@ fn by_the_function() {
     assert!(app.one::<bool>("SELECT background_jobs.cancel($1)", &[&id]));
     app.wait_left(1);
     assert_cancelled(&mut app, id);
-    assert!(
-        !app.one::<bool>("SELECT background_jobs.cancel($1)", &[&id]),
-        "it is cancelled already"
-    );
+    assert!(!app.one::<bool>("SELECT background_jobs.cancel($1)", &[&id]), "it is cancelled already");
     app.open_gate("go");
     let id = app.submit("held", json!({}));
     app.wait_final(id);
-    assert!(
-        !app.one::<bool>("SELECT background_jobs.cancel($1)", &[&id]),
-        "it is completed already"
-    );
+    assert!(!app.one::<bool>("SELECT background_jobs.cancel($1)", &[&id]), "it is completed already");
 }
 
 /// A handler that catches the interrupt cannot complete a job that was cancelled.
@@ -316,12 +258,8 @@ fn a_cancel_never_hits_another_job() {
     app.handler("quick", "PERFORM note(); RETURN NULL;");
     let mut canceller = app.session();
     let ids: Vec<Uuid> = (0..200).map(|_| app.submit("quick", json!({}))).collect();
-    let cancelled: Vec<Uuid> = ids
-        .iter()
-        .copied()
-        .step_by(2)
-        .filter(|id| canceller.execute(CANCEL, &[id]).unwrap() == 1)
-        .collect();
+    let cancelled: Vec<Uuid> =
+        ids.iter().copied().step_by(2).filter(|id| canceller.execute(CANCEL, &[id]).unwrap() == 1).collect();
     for id in ids {
         let job = app.wait_final(id);
         assert_eq!(job.cancelled, cancelled.contains(&id), "{job:?}");
@@ -329,19 +267,13 @@ fn a_cancel_never_hits_another_job() {
         assert_eq!(app.noted(id), i64::from(job.completed));
         assert!(job.result.is_none(), "nothing failed: {job:?}");
     }
-    assert_eq!(
-        app.one::<i64>("SELECT count(*) FROM background_jobs.attempts", &[]),
-        0
-    );
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.attempts", &[]), 0);
 }
 
 #[test]
 fn a_handler_can_ask() {
     let mut app = SHARED.app("ask");
-    app.handler(
-        "asks",
-        "PERFORM note(); PERFORM reach(1); LOOP PERFORM background_jobs.check_cancelled(); END LOOP;",
-    );
+    app.handler("asks", "PERFORM note(); PERFORM reach(1); LOOP PERFORM background_jobs.check_cancelled(); END LOOP;");
     let id = app.submit("asks", json!({}));
     app.wait_reached(1);
     app.execute(CANCEL, &[&id]);

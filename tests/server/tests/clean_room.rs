@@ -53,20 +53,9 @@ fn nothing_is_left_for_the_next_job() {
         ))
         .unwrap();
     app.handler("inspect", INSPECT);
-    app.handler(
-        "dirty",
-        &format!("{DIRTY} RETURN to_jsonb(pg_backend_pid());"),
-    );
-    app.handler_with(
-        "dirty_fails",
-        &format!("{DIRTY} RAISE 'no';"),
-        "max_attempts => 1",
-    );
-    app.handler_with(
-        "dirty_cancelled",
-        &format!("{DIRTY} PERFORM reach(1); PERFORM pg_sleep(600); RETURN NULL;"),
-        "",
-    );
+    app.handler("dirty", &format!("{DIRTY} RETURN to_jsonb(pg_backend_pid());"));
+    app.handler_with("dirty_fails", &format!("{DIRTY} RAISE 'no';"), "max_attempts => 1");
+    app.handler_with("dirty_cancelled", &format!("{DIRTY} PERFORM reach(1); PERFORM pg_sleep(600); RETURN NULL;"), "");
 
     let first = app.submit("inspect", json!({}));
     let clean = app.wait_final(first).result.unwrap();
@@ -85,14 +74,7 @@ fn nothing_is_left_for_the_next_job() {
     ] {
         expected[name] = value;
     }
-    for name in [
-        "temp",
-        "temp_functions",
-        "prepared",
-        "cursors",
-        "locks",
-        "channels",
-    ] {
+    for name in ["temp", "temp_functions", "prepared", "cursors", "locks", "channels"] {
         expected[name] = json!(0);
     }
     assert_eq!(clean, expected);
@@ -101,18 +83,11 @@ fn nothing_is_left_for_the_next_job() {
         let id = app.submit(handler, json!({}));
         if handler == "dirty_cancelled" {
             app.wait_reached(1);
-            app.execute(
-                "UPDATE background_jobs SET cancelled = true WHERE id = $1",
-                &[&id],
-            );
+            app.execute("UPDATE background_jobs SET cancelled = true WHERE id = $1", &[&id]);
         }
         let job = app.wait_final(id);
         if handler == "dirty" {
-            assert_eq!(
-                job.result,
-                Some(clean["pid"].clone()),
-                "the same session, or this proves nothing"
-            );
+            assert_eq!(job.result, Some(clean["pid"].clone()), "the same session, or this proves nothing");
         }
         let id = app.submit("inspect", json!({}));
         let mut seen = app.wait_final(id).result.unwrap();
@@ -135,10 +110,7 @@ fn nothing_is_left_for_the_next_job_of_a_batch() {
          SELECT jsonb_build_object('handler', CASE n % 2 WHEN 0 THEN 'inspect' ELSE 'dirty' END) FROM generate_series(1, 60) n",
     );
     app.wait_drained(std::time::Duration::from_secs(30));
-    let results = app.rows(
-        "SELECT result FROM background_jobs WHERE payload ->> 'handler' = 'inspect'",
-        &[],
-    );
+    let results = app.rows("SELECT result FROM background_jobs WHERE payload ->> 'handler' = 'inspect'", &[]);
     assert_eq!(results.len(), 31);
     for row in results {
         assert_eq!(row.get::<_, serde_json::Value>(0), clean);
@@ -154,21 +126,11 @@ fn a_handler_cannot_become_somebody_else() {
         ("replica", "SET session_replication_role = replica", "42501"),
         ("library", "LOAD 'plpgsql_nothing'", "42501"),
     ] {
-        app.handler_with(
-            name,
-            &format!("EXECUTE $s$ {statement} $s$; RETURN NULL;"),
-            "max_attempts => 1",
-        );
+        app.handler_with(name, &format!("EXECUTE $s$ {statement} $s$; RETURN NULL;"), "max_attempts => 1");
         let id = app.submit(name, json!({}));
         let job = app.wait_final(id);
-        let code = job
-            .error("sqlstate")
-            .and_then(|code| code.as_str())
-            .unwrap_or("none");
-        assert!(
-            code == sqlstate || (name == "library" && code == "58P01"),
-            "{statement}: {job:?}"
-        );
+        let code = job.error("sqlstate").and_then(|code| code.as_str()).unwrap_or("none");
+        assert!(code == sqlstate || (name == "library" && code == "58P01"), "{statement}: {job:?}");
     }
     app.handler(
         "reset",
@@ -176,31 +138,16 @@ fn a_handler_cannot_become_somebody_else() {
          RETURN to_jsonb(session_user || ' ' || current_user || ' ' || current_setting('is_superuser'));",
     );
     let id = app.submit("reset", json!({}));
-    assert_eq!(
-        app.wait_final(id).result,
-        Some(json!(format!("{0} {0} off", app.role)))
-    );
+    assert_eq!(app.wait_final(id).result, Some(json!(format!("{0} {0} off", app.role))));
 }
 
 /// Transaction control belongs to the executor.
 #[test]
 fn a_handler_cannot_end_the_transaction() {
     let mut app = SHARED.app("commit");
-    app.handler_with(
-        "plain",
-        "PERFORM note(); COMMIT; RETURN to_jsonb(true);",
-        "max_attempts => 1",
-    );
-    app.handler_with(
-        "dynamic",
-        "PERFORM note(); EXECUTE 'COMMIT'; RETURN to_jsonb(true);",
-        "max_attempts => 1",
-    );
-    app.handler_with(
-        "rolls_back",
-        "PERFORM note(); ROLLBACK; RETURN to_jsonb(true);",
-        "max_attempts => 1",
-    );
+    app.handler_with("plain", "PERFORM note(); COMMIT; RETURN to_jsonb(true);", "max_attempts => 1");
+    app.handler_with("dynamic", "PERFORM note(); EXECUTE 'COMMIT'; RETURN to_jsonb(true);", "max_attempts => 1");
+    app.handler_with("rolls_back", "PERFORM note(); ROLLBACK; RETURN to_jsonb(true);", "max_attempts => 1");
     for handler in ["plain", "dynamic", "rolls_back"] {
         let id = app.submit(handler, json!({}));
         let job = app.wait_final(id);
@@ -282,10 +229,7 @@ fn whatever_a_role_plants_runs_as_that_role() {
     let mut app = SHARED.app("planted");
     plant(&mut app);
     // From here on the role's own operators come first, in its sessions and in its executors'.
-    let path = format!(
-        "ALTER ROLE {} SET search_path = public, pg_catalog",
-        ident(&app.role)
-    );
+    let path = format!("ALTER ROLE {} SET search_path = public, pg_catalog", ident(&app.role));
     app.admin().batch_execute(&path).unwrap();
     app.admin()
         .batch_execute(
@@ -302,16 +246,10 @@ fn whatever_a_role_plants_runs_as_that_role() {
     assert!(app.wait_final(failed).error("message").is_some());
     app.execute("SELECT background_jobs.retry($1)", &[&failed]);
     app.wait_final(failed);
-    let cancelled: Uuid = app.one(
-        "SELECT background_jobs.enqueue('touches', run_at => now() + interval '1 h')",
-        &[],
-    );
+    let cancelled: Uuid = app.one("SELECT background_jobs.enqueue('touches', run_at => now() + interval '1 h')", &[]);
     app.execute("SELECT background_jobs.run_now($1)", &[&cancelled]);
     app.wait_final(cancelled);
-    let cancelled: Uuid = app.one(
-        "SELECT background_jobs.enqueue('touches', run_at => now() + interval '1 h')",
-        &[],
-    );
+    let cancelled: Uuid = app.one("SELECT background_jobs.enqueue('touches', run_at => now() + interval '1 h')", &[]);
     app.execute("SELECT background_jobs.cancel($1)", &[&cancelled]);
     app.execute("DELETE FROM background_jobs WHERE id = $1", &[&cancelled]);
     app.sql("SELECT background_jobs.attach('background_jobs'); SELECT * FROM background_jobs.queue; SELECT * FROM background_jobs.workers");
@@ -327,10 +265,7 @@ fn whatever_a_role_plants_runs_as_that_role() {
         .collect();
     assert!(foreign.is_empty(), "{foreign:#?}");
     let places: Vec<String> = app
-        .rows(
-            "SELECT DISTINCT place FROM witness WHERE type LIKE 'background_jobs%' ORDER BY 1",
-            &[],
-        )
+        .rows("SELECT DISTINCT place FROM witness WHERE type LIKE 'background_jobs%' ORDER BY 1", &[])
         .iter()
         .map(|r| r.get(0))
         .collect();
@@ -344,10 +279,7 @@ fn whatever_a_role_plants_runs_as_that_role() {
         "policy",
         "domain",
     ] {
-        assert!(
-            places.iter().any(|p| p == place),
-            "{place} did not run in a worker: {places:?}"
-        );
+        assert!(places.iter().any(|p| p == place), "{place} did not run in a worker: {places:?}");
     }
 }
 
@@ -356,9 +288,7 @@ fn whatever_a_role_plants_runs_as_that_role() {
 fn a_held_cursor_reads_nothing_that_the_role_may_not() {
     let mut app = SHARED.app("cursor");
     app.admin()
-        .batch_execute(
-            "CREATE TABLE secrets AS SELECT 'secret' AS s; REVOKE ALL ON secrets FROM PUBLIC",
-        )
+        .batch_execute("CREATE TABLE secrets AS SELECT 'secret' AS s; REVOKE ALL ON secrets FROM PUBLIC")
         .unwrap();
     app.sql(
         "CREATE FUNCTION read_secrets() RETURNS text LANGUAGE plpgsql AS
@@ -371,10 +301,7 @@ fn a_held_cursor_reads_nothing_that_the_role_may_not() {
     );
     let id = app.submit("holds", json!({}));
     let job = app.wait_final(id);
-    assert!(
-        job.result == Some(json!(true)) || job.error("sqlstate") == Some(&json!("42501")),
-        "{job:?}"
-    );
+    assert!(job.result == Some(json!(true)) || job.error("sqlstate") == Some(&json!("42501")), "{job:?}");
 }
 
 /// The names that an application may well use itself.
@@ -385,10 +312,7 @@ fn a_role_may_shadow_the_extensions_own_names() {
         "CREATE TABLE queued_job (job_table text, job_id text); CREATE TABLE handler (name text); CREATE TABLE attempt (n text);
          CREATE TABLE queue (n text); CREATE TABLE workers (n text);",
     );
-    app.handler(
-        "fine",
-        "PERFORM set_config('search_path', 'pg_temp, public', false); RETURN to_jsonb(true);",
-    );
+    app.handler("fine", "PERFORM set_config('search_path', 'pg_temp, public', false); RETURN to_jsonb(true);");
     for _ in 0..3 {
         let id = app.submit("fine", json!({}));
         assert_eq!(app.wait_final(id).result, Some(json!(true)));

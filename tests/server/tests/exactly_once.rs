@@ -16,19 +16,11 @@ fn check(app: &mut App) {
         .rows(query, &[])
         .iter()
         .map(|row| {
-            format!(
-                "{row:?}: {:?} {:?} {:?}",
-                row.get::<_, Uuid>(0),
-                row.get::<_, bool>(1),
-                row.get::<_, i64>(4)
-            )
+            format!("{row:?}: {:?} {:?} {:?}", row.get::<_, Uuid>(0), row.get::<_, bool>(1), row.get::<_, i64>(4))
         })
         .collect();
     assert!(offenders.is_empty(), "{offenders:#?}");
-    assert_eq!(
-        app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]),
-        0
-    );
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]), 0);
 }
 
 #[test]
@@ -49,10 +41,7 @@ fn effects_of_failed_attempts_are_gone() {
     app.wait_drained(Duration::from_secs(60));
     check(&mut app);
     let (good, bad): (i64, i64) = {
-        let rows = app.rows(
-            "SELECT count(*) FILTER (WHERE NOT result ? 'error'), count(*) FROM background_jobs",
-            &[],
-        );
+        let rows = app.rows("SELECT count(*) FILTER (WHERE NOT result ? 'error'), count(*) FROM background_jobs", &[]);
         (rows[0].get(0), rows[0].get(1))
     };
     assert!(good > 0 && good < bad, "both happened: {good} of {bad}");
@@ -72,20 +61,15 @@ fn a_failure_at_commit_is_a_failure() {
         "max_attempts => 2, retry_delay => '5 ms'",
     );
     app.handler("fine", "PERFORM note(); RETURN to_jsonb(true);");
-    let ids: Vec<Uuid> = (0..40)
-        .map(|n| app.submit(if n % 4 == 0 { "orphan" } else { "fine" }, json!({"n": n})))
-        .collect();
+    let ids: Vec<Uuid> =
+        (0..40).map(|n| app.submit(if n % 4 == 0 { "orphan" } else { "fine" }, json!({"n": n}))).collect();
     for (n, id) in ids.into_iter().enumerate() {
         let job = app.wait_final(id);
         if n % 4 == 0 {
             assert_eq!(job.error("sqlstate"), Some(&json!("23503")), "{job:?}");
             assert_eq!(job.error("attempts"), Some(&json!(2)));
         } else {
-            assert_eq!(
-                job.result,
-                Some(json!(true)),
-                "a neighbour in the same commit is not harmed"
-            );
+            assert_eq!(job.result, Some(json!(true)), "a neighbour in the same commit is not harmed");
         }
     }
     assert_eq!(app.one::<i64>("SELECT count(*) FROM child", &[]), 0);
@@ -95,10 +79,7 @@ fn a_failure_at_commit_is_a_failure() {
 #[test]
 fn with_cancels_from_all_sides() {
     let mut app = SHARED.app("cancels");
-    app.handler(
-        "noted",
-        "PERFORM note(); PERFORM pg_sleep(random() * 0.01); RETURN to_jsonb(true);",
-    );
+    app.handler("noted", "PERFORM note(); PERFORM pg_sleep(random() * 0.01); RETURN to_jsonb(true);");
     let ids: Vec<Uuid> = (0..300).map(|_| app.submit("noted", json!({}))).collect();
     let mut canceller = app.session();
     let mut acknowledged = Vec::new();
@@ -128,9 +109,7 @@ fn with_executors_terminated() {
     }
     let mut admin = app.admin();
     for round in 1..=8_i64 {
-        app.wait_true(&format!(
-            "SELECT count(*) >= {round} * 20 FROM background_jobs WHERE completed"
-        ));
+        app.wait_true(&format!("SELECT count(*) >= {round} * 20 FROM background_jobs WHERE completed"));
         admin
             .execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -141,10 +120,7 @@ fn with_executors_terminated() {
     }
     app.wait_drained(Duration::from_secs(60));
     check(&mut app);
-    let failed: i64 = app.one(
-        "SELECT count(*) FROM background_jobs WHERE result ? 'error'",
-        &[],
-    );
+    let failed: i64 = app.one("SELECT count(*) FROM background_jobs WHERE result ? 'error'", &[]);
     assert_eq!(failed, 0, "nothing was wrong with these jobs");
 }
 
@@ -162,24 +138,19 @@ fn with_the_server_crashing() {
         "max_attempts => 50, retry_delay => '5 ms'",
     );
     for round in 0..4 {
-        let acknowledged: Vec<Uuid> = (0..40)
-            .map(|_| app.submit("noted", json!({"round": round})))
-            .collect();
+        let acknowledged: Vec<Uuid> = (0..40).map(|_| app.submit("noted", json!({"round": round}))).collect();
         app.wait_true("SELECT count(*) > 0 FROM background_jobs.workers WHERE job_id IS NOT NULL");
         if round % 2 == 0 {
             cluster.crash();
         } else {
-            let executor = "SELECT pid FROM background_jobs.workers WHERE role = 'executor' AND job_id IS NOT NULL LIMIT 1";
+            let executor =
+                "SELECT pid FROM background_jobs.workers WHERE role = 'executor' AND job_id IS NOT NULL LIMIT 1";
             let pid: i32 = app.one(executor, &[]);
             cluster.kill(pid.cast_unsigned(), Signal::SIGKILL);
         }
         cluster.wait_until("a session after the crash", || {
-            app.client = cluster
-                .try_connect(&app.database, &app.role)
-                .map_err(|e| e.to_string())?;
-            app.client
-                .batch_execute("SELECT 1")
-                .map_err(|e| e.to_string())
+            app.client = cluster.try_connect(&app.database, &app.role).map_err(|e| e.to_string())?;
+            app.client.batch_execute("SELECT 1").map_err(|e| e.to_string())
         });
         for id in acknowledged {
             assert!(app.find(id).is_some(), "an acknowledged row is there");
@@ -187,9 +158,6 @@ fn with_the_server_crashing() {
     }
     app.wait_drained(Duration::from_secs(90));
     check(&mut app);
-    let left: i64 = app.one(
-        "SELECT count(*) FROM background_jobs WHERE result ? 'error'",
-        &[],
-    );
+    let left: i64 = app.one("SELECT count(*) FROM background_jobs WHERE result ? 'error'", &[]);
     assert_eq!(left, 0, "nothing was wrong with these jobs");
 }

@@ -2,8 +2,7 @@
 
 use server_tests::{Cluster, Group, json};
 
-static SHARED: Group =
-    Group::new(|| Cluster::builder().conf("background_jobs.progress_flush_interval", "50ms"));
+static SHARED: Group = Group::new(|| Cluster::builder().conf("background_jobs.progress_flush_interval", "50ms"));
 
 #[test]
 fn a_second_session_sees_it_before_the_commit() {
@@ -18,9 +17,7 @@ fn a_second_session_sees_it_before_the_commit() {
     );
     let id = app.submit("steps", json!({}));
     for (gate, progress) in [("step1", 0.25), ("step2", 0.5), ("step3", 0.75)] {
-        app.wait_true(&format!(
-            "SELECT progress = {progress} AND NOT completed FROM background_jobs"
-        ));
+        app.wait_true(&format!("SELECT progress = {progress} AND NOT completed FROM background_jobs"));
         assert_eq!(app.noted(id), 0, "the handler's own work is not visible");
         let shown: bool = app.one(
             "SELECT w.progress = s.progress AND s.progress = $2
@@ -48,20 +45,9 @@ fn values_that_are_none_are_errors_in_the_handler() {
     for value in ["NaN", "-0.001", "1.001", "Infinity", "-Infinity"] {
         let id = app.submit("sets", json!({"value": value}));
         let job = app.wait_final(id);
-        let sqlstate = job
-            .error("sqlstate")
-            .unwrap_or_else(|| panic!("{value} was taken"))
-            .as_str()
-            .unwrap();
-        assert!(
-            sqlstate.starts_with("22"),
-            "{value}: a data exception, not {sqlstate}"
-        );
-        assert!(
-            (job.progress - 0.5).abs() < f32::EPSILON,
-            "{value}: progress stays: {}",
-            job.progress
-        );
+        let sqlstate = job.error("sqlstate").unwrap_or_else(|| panic!("{value} was taken")).as_str().unwrap();
+        assert!(sqlstate.starts_with("22"), "{value}: a data exception, not {sqlstate}");
+        assert!((job.progress - 0.5).abs() < f32::EPSILON, "{value}: progress stays: {}", job.progress);
     }
     let id = app.submit("sets", json!({"value": "1"}));
     assert_eq!(app.wait_final(id).result, None, "1 is in the range");
@@ -100,11 +86,7 @@ fn it_never_falls_and_is_not_1_before_the_end() {
         .map(|row| (row.get(0), row.get(1)))
         .collect();
     assert!(seen.is_sorted_by(|a, b| a.0 <= b.0), "{seen:?}");
-    assert!(
-        seen.iter()
-            .all(|(progress, completed)| *completed == (*progress >= 1.0)),
-        "{seen:?}"
-    );
+    assert!(seen.iter().all(|(progress, completed)| *completed == (*progress >= 1.0)), "{seen:?}");
 }
 
 #[test]
@@ -131,14 +113,10 @@ fn a_flush_writes_progress_alone_and_not_too_often() {
          FROM edges WHERE NOT last",
         &[],
     );
-    let (flushes, alone, seconds): (i64, bool, f64) =
-        (rows[0].get(0), rows[0].get(1), rows[0].get(2));
+    let (flushes, alone, seconds): (i64, bool, f64) = (rows[0].get(0), rows[0].get(1), rows[0].get(2));
     assert!(alone);
     assert!(flushes >= 2, "{flushes} flushes");
-    assert!(
-        flushes as f64 <= seconds / 0.05 + 2.0,
-        "{flushes} flushes in {seconds} s"
-    );
+    assert!(flushes as f64 <= seconds / 0.05 + 2.0, "{flushes} flushes in {seconds} s");
 }
 
 #[test]
@@ -164,11 +142,7 @@ fn it_starts_again_with_an_attempt() {
 fn outside_a_handler_there_is_no_job() {
     let mut app = SHARED.app("outside");
     for call in ["set_progress(0.5)", "current_job()", "check_cancelled()"] {
-        assert_eq!(
-            app.sqlstate(&format!("SELECT background_jobs.{call}")),
-            "55000",
-            "{call}"
-        );
+        assert_eq!(app.sqlstate(&format!("SELECT background_jobs.{call}")), "55000", "{call}");
     }
 }
 
@@ -186,24 +160,13 @@ fn a_locked_row_delays_progress_and_nothing_else() {
     app.wait_reached(1);
     let mut session = app.session();
     let mut transaction = session.transaction().unwrap();
-    transaction
-        .query_one(
-            "SELECT FROM background_jobs WHERE id = $1 FOR UPDATE",
-            &[&id],
-        )
-        .unwrap();
+    transaction.query_one("SELECT FROM background_jobs WHERE id = $1 FOR UPDATE", &[&id]).unwrap();
     app.open_gate("set");
     app.wait_reached(2);
     let other = app.submit("quick", json!({}));
-    assert_eq!(
-        app.wait_final(other).result,
-        Some(json!(1)),
-        "other jobs run"
-    );
+    assert_eq!(app.wait_final(other).result, Some(json!(1)), "other jobs run");
     transaction.commit().unwrap();
-    app.wait_true(&format!(
-        "SELECT progress = 0.5 FROM background_jobs WHERE id = '{id}'"
-    ));
+    app.wait_true(&format!("SELECT progress = 0.5 FROM background_jobs WHERE id = '{id}'"));
     app.open_gate("go");
     assert!(app.wait_final(id).completed);
 }

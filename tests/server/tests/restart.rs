@@ -31,18 +31,9 @@ fn scene<'a>(cluster: &'a Cluster, name: &str) -> Scene<'a> {
     let running = app.submit("sleeper", json!({}));
     app.wait_reached(1);
     let waiting = (0..5).map(|_| app.submit("sleeper", json!({}))).collect();
-    let scheduled = app.one(
-        "SELECT background_jobs.enqueue('noted', run_at => now() + interval '1 h')",
-        &[],
-    );
+    let scheduled = app.one("SELECT background_jobs.enqueue('noted', run_at => now() + interval '1 h')", &[]);
     let unhandled = app.submit("later", json!({}));
-    Scene {
-        app,
-        running,
-        scheduled,
-        unhandled,
-        waiting,
-    }
+    Scene { app, running, scheduled, unhandled, waiting }
 }
 
 impl Scene<'_> {
@@ -51,19 +42,13 @@ impl Scene<'_> {
         let app = &mut self.app;
         app.client = app.session();
         app.open_gate("awake");
-        assert_eq!(
-            app.wait_final(self.running).result,
-            Some(json!(attempt_of_running))
-        );
+        assert_eq!(app.wait_final(self.running).result, Some(json!(attempt_of_running)));
         for id in &self.waiting {
             assert_eq!(app.wait_final(*id).result, Some(json!(1)));
         }
         app.wait_state(self.scheduled, "scheduled");
         app.wait_state(self.unhandled, "unhandled");
-        assert_eq!(
-            app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]),
-            2
-        );
+        assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]), 2);
         app.handler("later", "PERFORM note(); RETURN NULL;");
         app.execute("SELECT background_jobs.run_now($1)", &[&self.scheduled]);
         for id in [self.scheduled, self.unhandled] {
@@ -95,11 +80,7 @@ fn a_smart_stop_waits_for_no_worker() {
     let pid = cluster.postmaster_pid();
     cluster.kill(pid, Signal::SIGTERM);
     scene.app.client.batch_execute("SELECT 1").unwrap();
-    scene
-        .app
-        .client
-        .batch_execute("SELECT pg_terminate_backend(pg_backend_pid())")
-        .unwrap_err();
+    scene.app.client.batch_execute("SELECT pg_terminate_backend(pg_backend_pid())").unwrap_err();
     let took = cluster.stop(Stop::Smart);
     assert!(took < Duration::from_secs(10), "{took:?}");
     cluster.start();
@@ -133,25 +114,15 @@ fn a_crash_charges_what_was_running() {
 /// Attempts stay bounded across crashes: a job that takes the server down does not do so for ever.
 #[test]
 fn a_job_that_kills_the_server_ends() {
-    let cluster = configuration()
-        .allow_in_log("was terminated by signal 9")
-        .start();
+    let cluster = configuration().allow_in_log("was terminated by signal 9").start();
     let mut app = App::with_table(&cluster, "killer");
-    app.handler_with(
-        "killer",
-        "PERFORM reach(1); PERFORM pg_sleep(600); RETURN NULL;",
-        "max_attempts => 3",
-    );
+    app.handler_with("killer", "PERFORM reach(1); PERFORM pg_sleep(600); RETURN NULL;", "max_attempts => 3");
     app.handler("noted", "PERFORM note(); RETURN NULL;");
     let killer = app.submit("killer", json!({}));
     let reconnect = |app: &mut App| {
         cluster.wait_until("a session", || {
-            app.client = cluster
-                .try_connect(&app.database, &app.role)
-                .map_err(|e| e.to_string())?;
-            app.client
-                .batch_execute("SELECT 1")
-                .map_err(|e| e.to_string())
+            app.client = cluster.try_connect(&app.database, &app.role).map_err(|e| e.to_string())?;
+            app.client.batch_execute("SELECT 1").map_err(|e| e.to_string())
         });
     };
     let mut crashes = 0;
@@ -166,10 +137,7 @@ fn a_job_that_kills_the_server_ends() {
         });
         let Some(pid) = again else { break };
         crashes += 1;
-        assert!(
-            crashes <= 6,
-            "starts are bounded by max_attempts and the crash allowance"
-        );
+        assert!(crashes <= 6, "starts are bounded by max_attempts and the crash allowance");
         cluster.kill(pid.cast_unsigned(), Signal::SIGKILL);
         reconnect(&mut app);
     }
@@ -189,10 +157,7 @@ fn what_was_acknowledged_survives_a_crash() {
     cluster.crash();
     app.client = app.session();
     app.wait_drained(Duration::from_secs(60));
-    assert_eq!(
-        app.one::<i64>("SELECT count(*) FROM background_jobs WHERE completed", &[]),
-        200
-    );
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs WHERE completed", &[]), 200);
     for id in ids {
         assert_eq!(app.noted(id), 1);
     }
@@ -203,50 +168,36 @@ fn what_was_acknowledged_survives_a_crash() {
 fn single_workers_are_replaced() {
     let cluster = configuration().start();
     let mut app = App::with_table(&cluster, "workers");
-    app.handler(
-        "noted",
-        "PERFORM background_jobs.set_progress(0.5); PERFORM note(); RETURN NULL;",
-    );
+    app.handler("noted", "PERFORM background_jobs.set_progress(0.5); PERFORM note(); RETURN NULL;");
     let id = app.submit("noted", json!({}));
     app.wait_final(id);
     let mut admin = app.admin();
     for kind in ["launcher", "dispatcher", "executor", "progress writer"] {
-        let query =
-            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background_jobs ' || $1";
+        let query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background_jobs ' || $1";
         for row in admin.query(query, &[&kind]).unwrap() {
             let pid: i32 = row.get(0);
             cluster.kill(pid.cast_unsigned(), Signal::SIGTERM);
             cluster.wait_until("it to be gone", || {
                 let query = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1";
-                server_tests::wait::yes(
-                    admin.query_one(query, &[&pid]).unwrap().get::<_, i64>(0) == 0,
-                )
+                server_tests::wait::yes(admin.query_one(query, &[&pid]).unwrap().get::<_, i64>(0) == 0)
             });
         }
         let id = app.submit("noted", json!({}));
         assert!(app.wait_final(id).completed, "after the end of the {kind}");
         assert_eq!(app.noted(id), 1);
     }
-    let launchers =
-        "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'background_jobs launcher'";
-    cluster.wait_until("one launcher", || {
-        server_tests::wait::yes(admin.query_one(launchers, &[]).unwrap().get(0))
-    });
+    let launchers = "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'background_jobs launcher'";
+    cluster.wait_until("one launcher", || server_tests::wait::yes(admin.query_one(launchers, &[]).unwrap().get(0)));
 }
 
 #[test]
 fn settings_change_while_jobs_run() {
-    let cluster = configuration()
-        .conf("background_jobs.poll_interval", "200ms")
-        .start();
+    let cluster = configuration().conf("background_jobs.poll_interval", "200ms").start();
     let mut scene = scene(&cluster, "reload");
     cluster.set("background_jobs.poll_interval", "100ms");
     cluster.set("background_jobs.max_attempts", "7");
     let id = scene.app.submit("noted", json!({}));
-    assert!(
-        scene.app.wait_final(id).completed,
-        "settings change while jobs run"
-    );
+    assert!(scene.app.wait_final(id).completed, "settings change while jobs run");
     let unchanged = scene.app.state(scene.running);
     assert_eq!(unchanged, "running");
 }

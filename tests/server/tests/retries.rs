@@ -29,9 +29,7 @@ fn a_failing_handler_runs_again_until_it_succeeds() {
     assert_eq!(app.noted(id), 1, "the failed attempts have no effects");
     let kept = attempts(&mut app, id);
     assert_eq!(
-        kept.iter()
-            .map(|(n, outcome, _)| (*n, outcome.as_str()))
-            .collect::<Vec<_>>(),
+        kept.iter().map(|(n, outcome, _)| (*n, outcome.as_str())).collect::<Vec<_>>(),
         [(1, "error"), (2, "error")]
     );
     assert_eq!(kept[1].2["message"], "attempt 2 fails");
@@ -82,11 +80,7 @@ fn a_job_that_fails_for_good_says_why_in_its_result() {
     let id = app.submit("fails", json!({}));
     let job = app.wait_final(id);
     assert!(job.completed && !job.cancelled);
-    assert!(
-        (job.progress - 0.375).abs() < f32::EPSILON,
-        "progress as it stood: {}",
-        job.progress
-    );
+    assert!((job.progress - 0.375).abs() < f32::EPSILON, "progress as it stood: {}", job.progress);
     assert_eq!(
         job.result,
         Some(json!({"error": {
@@ -97,10 +91,7 @@ fn a_job_that_fails_for_good_says_why_in_its_result() {
     assert_eq!(app.state(id), "failed");
     assert_eq!(app.noted(id), 0);
     assert_eq!(attempts(&mut app, id).len(), 3);
-    assert_eq!(
-        app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]),
-        0
-    );
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]), 0);
 }
 
 #[test]
@@ -112,57 +103,32 @@ fn an_attempt_keeps_the_whole_error() {
          END $$;
          CREATE FUNCTION outer_step(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN inner_step(n); END $$;",
     );
-    app.handler_with(
-        "deep",
-        "PERFORM outer_step(1); RETURN NULL;",
-        "max_attempts => 1",
-    );
-    app.handler_with(
-        "division",
-        "PERFORM 1 / 0; RETURN NULL;",
-        "max_attempts => 1",
-    );
+    app.handler_with("deep", "PERFORM outer_step(1); RETURN NULL;", "max_attempts => 1");
+    app.handler_with("division", "PERFORM 1 / 0; RETURN NULL;", "max_attempts => 1");
     let deep = app.submit("deep", json!({}));
     app.wait_final(deep);
     let kept = attempts(&mut app, deep);
     let error = &kept[0].2;
-    for (field, value) in [
-        ("message", "inner trouble"),
-        ("sqlstate", "XY123"),
-        ("detail", "a detail"),
-        ("hint", "a hint"),
-    ] {
+    for (field, value) in
+        [("message", "inner trouble"), ("sqlstate", "XY123"), ("detail", "a detail"), ("hint", "a hint")]
+    {
         assert_eq!(error[field], value);
     }
     let context = error["context"].as_str().unwrap();
-    for part in [
-        "inner_step(integer) line 2 at RAISE",
-        "outer_step(integer) line 1",
-        "deep(jsonb) line 1",
-    ] {
-        assert!(
-            context.contains(part),
-            "{part} is missing from the context:\n{context}"
-        );
+    for part in ["inner_step(integer) line 2 at RAISE", "outer_step(integer) line 1", "deep(jsonb) line 1"] {
+        assert!(context.contains(part), "{part} is missing from the context:\n{context}");
     }
     let division = app.submit("division", json!({}));
     let result = app.wait_final(division).result.unwrap();
     assert_eq!(result["error"]["sqlstate"], "22012");
     assert_eq!(result["error"]["message"], "division by zero");
-    assert_eq!(
-        (&result["error"]["detail"], &result["error"]["hint"]),
-        (&Value::Null, &Value::Null)
-    );
+    assert_eq!((&result["error"]["detail"], &result["error"]["hint"]), (&Value::Null, &Value::Null));
 }
 
 #[test]
 fn the_delay_grows_up_to_its_limit() {
     let mut app = SHARED.app("backoff");
-    app.handler_with(
-        "fails",
-        "RAISE 'no';",
-        "max_attempts => 5, retry_delay => '200 ms', max_retry_delay => '500 ms'",
-    );
+    app.handler_with("fails", "RAISE 'no';", "max_attempts => 5, retry_delay => '200 ms', max_retry_delay => '500 ms'");
     let id = app.submit("fails", json!({}));
     app.wait_final(id);
     let delays: Vec<f64> = app
@@ -185,18 +151,11 @@ fn the_delay_grows_up_to_its_limit() {
 fn how_often_is_decided_by_the_job_then_its_handler_then_the_setting() {
     let mut app = SHARED.app("how_often");
     app.handler_with("by_setting", "RAISE 'no';", "retry_delay => '5 ms'");
-    app.handler_with(
-        "by_handler",
-        "RAISE 'no';",
-        "retry_delay => '5 ms', max_attempts => 2",
-    );
+    app.handler_with("by_handler", "RAISE 'no';", "retry_delay => '5 ms', max_attempts => 2");
     let ids: [Uuid; 3] = [
         app.submit("by_setting", json!({})),
         app.submit("by_handler", json!({})),
-        app.one(
-            "SELECT background_jobs.enqueue('by_handler', max_attempts => 3)",
-            &[],
-        ),
+        app.one("SELECT background_jobs.enqueue('by_handler', max_attempts => 3)", &[]),
     ];
     let used = ids.map(|id| app.wait_final(id).error("attempts").cloned());
     assert_eq!(used, [Some(json!(5)), Some(json!(2)), Some(json!(3))]);
@@ -223,17 +182,10 @@ fn a_deadlock_is_not_an_attempt() {
     app.open_gate("both");
     for id in [there, back] {
         let job = app.wait_final(id);
-        assert_eq!(
-            (job.completed, job.result),
-            (true, None),
-            "neither job may fail for the deadlock"
-        );
+        assert_eq!((job.completed, job.result), (true, None), "neither job may fail for the deadlock");
         assert_eq!(app.noted(id), 1);
     }
-    assert_eq!(
-        app.one::<i64>("SELECT sum(abs(balance)) FROM accounts", &[]),
-        0
-    );
+    assert_eq!(app.one::<i64>("SELECT sum(abs(balance)) FROM accounts", &[]), 0);
     assert!(
         app.one::<bool>(
             "SELECT count(*) > 0 AND bool_and(outcome = 'conflict' AND error ->> 'sqlstate' = '40P01') FROM background_jobs.attempts",
@@ -277,21 +229,9 @@ fn the_servers_log_never_holds_a_payload() {
     let mut app = SHARED.app("canary");
     let canary = Uuid::new_v4().simple().to_string();
     app.sql("CREATE TABLE strict (v text CHECK (length(v) < 5))");
-    app.handler_with(
-        "raises",
-        "RAISE 'bad payload %', payload;",
-        "max_attempts => 2, retry_delay => '5 ms'",
-    );
-    app.handler_with(
-        "detail",
-        "INSERT INTO strict VALUES (payload ->> 'secret'); RETURN NULL;",
-        "max_attempts => 1",
-    );
-    app.handler_with(
-        "casts",
-        "RETURN to_jsonb((payload ->> 'secret')::int);",
-        "max_attempts => 1",
-    );
+    app.handler_with("raises", "RAISE 'bad payload %', payload;", "max_attempts => 2, retry_delay => '5 ms'");
+    app.handler_with("detail", "INSERT INTO strict VALUES (payload ->> 'secret'); RETURN NULL;", "max_attempts => 1");
+    app.handler_with("casts", "RETURN to_jsonb((payload ->> 'secret')::int);", "max_attempts => 1");
     app.handler("fine", "RETURN payload;");
     for handler in ["raises", "detail", "casts", "fine", "nobody"] {
         let id = app.submit(handler, json!({"secret": canary}));
@@ -299,11 +239,7 @@ fn the_servers_log_never_holds_a_payload() {
             app.wait_state(id, "unhandled");
         } else {
             let job = app.wait_final(id);
-            assert!(
-                handler == "casts"
-                    || handler == "detail"
-                    || job.result.unwrap().to_string().contains(&canary)
-            );
+            assert!(handler == "casts" || handler == "detail" || job.result.unwrap().to_string().contains(&canary));
         }
     }
     let log = app.cluster.log();
@@ -315,19 +251,12 @@ fn the_servers_log_never_holds_a_payload() {
 fn a_handler_may_be_replaced_and_its_function_dropped_while_jobs_wait() {
     let mut app = SHARED.app("replaced");
     app.handler("changing", "RETURN to_jsonb(1);");
-    let id: Uuid = app.one(
-        "SELECT background_jobs.enqueue('changing', run_at => now() + interval '1 h')",
-        &[],
-    );
+    let id: Uuid = app.one("SELECT background_jobs.enqueue('changing', run_at => now() + interval '1 h')", &[]);
     app.sql("DROP FUNCTION changing(jsonb)");
     app.handler("changing", "RETURN to_jsonb(2);");
     app.execute("SELECT background_jobs.run_now($1)", &[&id]);
     assert_eq!(app.wait_final(id).result, Some(json!(2)));
     app.handler("changing", "RETURN to_jsonb(3);");
     let id = app.submit("changing", json!({}));
-    assert_eq!(
-        app.wait_final(id).result,
-        Some(json!(3)),
-        "a session that has run it before sees the new body"
-    );
+    assert_eq!(app.wait_final(id).result, Some(json!(3)), "a session that has run it before sees the new body");
 }

@@ -5,16 +5,10 @@ use server_tests::{App, Cluster, Uuid, json};
 #[test]
 fn not_preloaded() {
     let cluster = Cluster::builder().plain().start();
-    let error = cluster
-        .admin("postgres")
-        .batch_execute("CREATE EXTENSION background_jobs")
-        .unwrap_err();
+    let error = cluster.admin("postgres").batch_execute("CREATE EXTENSION background_jobs").unwrap_err();
     let error = error.as_db_error().unwrap();
     let hint = error.hint().unwrap_or("");
-    assert!(
-        hint.contains("shared_preload_libraries") && hint.contains("background_jobs"),
-        "{error:?}"
-    );
+    assert!(hint.contains("shared_preload_libraries") && hint.contains("background_jobs"), "{error:?}");
     assert_eq!(error.code().code(), "55000");
 }
 
@@ -22,10 +16,7 @@ fn not_preloaded() {
 fn off_lets_running_jobs_finish_and_queues_the_others() {
     let cluster = Cluster::builder().start();
     let mut app = App::with_table(&cluster, "off");
-    app.handler(
-        "held",
-        "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;",
-    );
+    app.handler("held", "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;");
     let running = app.submit("held", json!({}));
     app.wait_reached(1);
     cluster.set("background_jobs.enabled", "off");
@@ -42,17 +33,12 @@ fn off_lets_running_jobs_finish_and_queues_the_others() {
 
 #[test]
 fn only_the_named_databases_run_jobs() {
-    let cluster = Cluster::builder()
-        .conf("background_jobs.databases", "production, other")
-        .start();
+    let cluster = Cluster::builder().conf("background_jobs.databases", "production, other").start();
     let mut app = App::with_table(&cluster, "restored_copy");
     app.handler("noted", "PERFORM note(); RETURN NULL;");
     let id = app.submit("noted", json!({}));
     assert_eq!(app.state(id), "available");
-    cluster.set(
-        "background_jobs.databases",
-        &format!("production, {}", app.database),
-    );
+    cluster.set("background_jobs.databases", &format!("production, {}", app.database));
     assert!(app.wait_final(id).completed);
     cluster.set("background_jobs.databases", "production");
     cluster.wait_until("the workers to leave", || {
@@ -68,20 +54,13 @@ fn only_the_named_databases_run_jobs() {
 #[test]
 fn out_of_worker_slots() {
     // Room for the launchers (ours and that of logical replication) and for one dispatcher.
-    let cluster = Cluster::builder()
-        .conf("max_worker_processes", "3")
-        .conf("background_jobs.poll_interval", "50ms")
-        .start();
+    let cluster =
+        Cluster::builder().conf("max_worker_processes", "3").conf("background_jobs.poll_interval", "50ms").start();
     let mut app = App::with_table(&cluster, "slots");
     app.handler("noted", "PERFORM note(); RETURN NULL;");
     let id = app.submit("noted", json!({}));
-    let hints = || {
-        cluster
-            .log()
-            .lines()
-            .filter(|line| line.contains("HINT") && line.contains("max_worker_processes"))
-            .count()
-    };
+    let hints =
+        || cluster.log().lines().filter(|line| line.contains("HINT") && line.contains("max_worker_processes")).count();
     cluster.wait_until("the log to say so", || server_tests::wait::yes(hints() > 0));
     // Each of these wakes the dispatcher, which finds no slot.
     for _ in 0..50 {
@@ -92,9 +71,7 @@ fn out_of_worker_slots() {
     assert_eq!(app.noted(id), 0);
 
     let mut admin = cluster.admin("postgres");
-    admin
-        .batch_execute("ALTER SYSTEM SET max_worker_processes = 16")
-        .unwrap();
+    admin.batch_execute("ALTER SYSTEM SET max_worker_processes = 16").unwrap();
     cluster.restart(server_tests::Stop::Fast);
     assert_eq!(hints(), 1, "until the end");
     app.client = app.session();
@@ -104,32 +81,19 @@ fn out_of_worker_slots() {
 
 #[test]
 fn max_executors_bounds_the_whole_server() {
-    let cluster = Cluster::builder()
-        .conf("background_jobs.max_executors", "2")
-        .start();
-    let mut apps = [
-        App::with_table(&cluster, "one"),
-        App::with_table(&cluster, "two"),
-    ];
+    let cluster = Cluster::builder().conf("background_jobs.max_executors", "2").start();
+    let mut apps = [App::with_table(&cluster, "one"), App::with_table(&cluster, "two")];
     for app in &mut apps {
-        app.handler(
-            "held",
-            "PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;",
-        );
+        app.handler("held", "PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;");
         for _ in 0..3 {
             app.submit("held", json!({}));
         }
     }
-    let running =
-        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'background_jobs executor'";
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'background_jobs executor'";
     let mut admin = cluster.admin("postgres");
     cluster.wait_until("two executors", || {
         let count: i64 = admin.query_one(running, &[]).unwrap().get(0);
-        if count == 2 {
-            Ok(())
-        } else {
-            Err(count.to_string())
-        }
+        if count == 2 { Ok(()) } else { Err(count.to_string()) }
     });
     for app in &mut apps {
         app.open_gate("go");
@@ -143,9 +107,7 @@ fn max_executors_bounds_the_whole_server() {
 
 #[test]
 fn idle_executors_leave() {
-    let cluster = Cluster::builder()
-        .conf("background_jobs.executor_idle_timeout", "200ms")
-        .start();
+    let cluster = Cluster::builder().conf("background_jobs.executor_idle_timeout", "200ms").start();
     let mut app = App::with_table(&cluster, "idle");
     app.handler("noted", "PERFORM note(); RETURN NULL;");
     for _ in 0..2 {
@@ -160,10 +122,7 @@ fn idle_executors_leave() {
 fn idle_workers_hold_nothing() {
     let cluster = Cluster::builder().start();
     let mut app = App::with_table(&cluster, "rest");
-    app.handler(
-        "noted",
-        "PERFORM background_jobs.set_progress(0.5); PERFORM note(); RETURN NULL;",
-    );
+    app.handler("noted", "PERFORM background_jobs.set_progress(0.5); PERFORM note(); RETURN NULL;");
     let ids: Vec<Uuid> = (0..20).map(|_| app.submit("noted", json!({}))).collect();
     for id in ids {
         app.wait_final(id);
@@ -183,17 +142,9 @@ fn idle_workers_hold_nothing() {
         if workers >= 3 && open == 0 && locks == 0 { Ok(()) } else { Err(format!("{workers} {open} {locks}")) }
     });
     let states: Vec<String> = app
-        .rows(
-            "SELECT role FROM background_jobs.workers GROUP BY role ORDER BY role",
-            &[],
-        )
+        .rows("SELECT role FROM background_jobs.workers GROUP BY role ORDER BY role", &[])
         .iter()
         .map(|r| r.get(0))
         .collect();
-    assert!(
-        ["dispatcher", "executor", "launcher"]
-            .iter()
-            .all(|role| states.iter().any(|s| s == role)),
-        "{states:?}"
-    );
+    assert!(["dispatcher", "executor", "launcher"].iter().all(|role| states.iter().any(|s| s == role)), "{states:?}");
 }

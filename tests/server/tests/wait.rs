@@ -14,17 +14,12 @@ const LATER: &str = "now() + interval '1 h'";
 #[test]
 fn wait_returns_the_result() {
     let mut app = SHARED.app("wait");
-    app.handler(
-        "held",
-        "PERFORM reach(1); PERFORM await_gate('go'); RETURN to_jsonb('here'::text);",
-    );
+    app.handler("held", "PERFORM reach(1); PERFORM await_gate('go'); RETURN to_jsonb('here'::text);");
     let id = app.submit("held", json!({}));
     app.wait_reached(1);
     let mut session = app.session();
     let waiter = std::thread::spawn(move || {
-        let row = session
-            .query_one("SELECT background_jobs.wait($1)", &[&id])
-            .unwrap();
+        let row = session.query_one("SELECT background_jobs.wait($1)", &[&id]).unwrap();
         (row.get::<_, serde_json::Value>(0), Instant::now())
     });
     app.wait_true(
@@ -35,16 +30,8 @@ fn wait_returns_the_result() {
     app.open_gate("go");
     let (result, woken) = waiter.join().unwrap();
     assert_eq!(result, json!("here"));
-    assert!(
-        woken - opened < Duration::from_secs(2),
-        "it does not wait for a poll: {:?}",
-        woken - opened
-    );
-    assert_eq!(
-        app.one::<serde_json::Value>("SELECT background_jobs.wait($1)", &[&id]),
-        json!("here"),
-        "at once"
-    );
+    assert!(woken - opened < Duration::from_secs(2), "it does not wait for a poll: {:?}", woken - opened);
+    assert_eq!(app.one::<serde_json::Value>("SELECT background_jobs.wait($1)", &[&id]), json!("here"), "at once");
 }
 
 #[test]
@@ -57,45 +44,22 @@ fn wait_raises_what_went_wrong() {
     );
     noting(&mut app);
     let id = app.submit("fails", json!({}));
-    let error = app
-        .client
-        .query_one("SELECT background_jobs.wait($1)", &[&id])
-        .unwrap_err();
+    let error = app.client.query_one("SELECT background_jobs.wait($1)", &[&id]).unwrap_err();
     let error = error.as_db_error().unwrap();
     assert_eq!(error.code().code(), "BJ007");
     assert!(error.message().contains("broken"), "{error:?}");
 
-    let cancelled: Uuid = app.one(
-        &format!("SELECT background_jobs.enqueue('noted', run_at => {LATER})"),
-        &[],
-    );
+    let cancelled: Uuid = app.one(&format!("SELECT background_jobs.enqueue('noted', run_at => {LATER})"), &[]);
     app.execute("SELECT background_jobs.cancel($1)", &[&cancelled]);
-    let error = app
-        .client
-        .query_one("SELECT background_jobs.wait($1)", &[&cancelled])
-        .unwrap_err();
-    assert!(
-        error.as_db_error().unwrap().message().contains("cancel"),
-        "{error:?}"
-    );
+    let error = app.client.query_one("SELECT background_jobs.wait($1)", &[&cancelled]).unwrap_err();
+    assert!(error.as_db_error().unwrap().message().contains("cancel"), "{error:?}");
 
-    let scheduled: Uuid = app.one(
-        &format!("SELECT background_jobs.enqueue('noted', run_at => {LATER})"),
-        &[],
-    );
+    let scheduled: Uuid = app.one(&format!("SELECT background_jobs.enqueue('noted', run_at => {LATER})"), &[]);
     let begin = Instant::now();
-    app.sqlstate(&format!(
-        "SELECT background_jobs.wait('{scheduled}', '300 ms')"
-    ));
+    app.sqlstate(&format!("SELECT background_jobs.wait('{scheduled}', '300 ms')"));
     let took = begin.elapsed();
-    assert!(
-        took >= Duration::from_millis(300) && took < Duration::from_secs(5),
-        "{took:?}"
-    );
-    app.sqlstate(&format!(
-        "SELECT background_jobs.wait('{}', '1 s')",
-        Uuid::new_v4()
-    ));
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(5), "{took:?}");
+    app.sqlstate(&format!("SELECT background_jobs.wait('{}', '1 s')", Uuid::new_v4()));
 }
 
 /// A session that waits can be cancelled, and sees nothing but the end of the job it waits for.
@@ -103,15 +67,9 @@ fn wait_raises_what_went_wrong() {
 fn wait_can_be_interrupted() {
     let mut app = SHARED.app("wait_cancel");
     noting(&mut app);
-    let id: Uuid = app.one(
-        &format!("SELECT background_jobs.enqueue('noted', run_at => {LATER})"),
-        &[],
-    );
+    let id: Uuid = app.one(&format!("SELECT background_jobs.enqueue('noted', run_at => {LATER})"), &[]);
     app.sql("SET statement_timeout = '200 ms'");
     let begin = Instant::now();
-    assert_eq!(
-        app.sqlstate(&format!("SELECT background_jobs.wait('{id}', '50 s')")),
-        "57014"
-    );
+    assert_eq!(app.sqlstate(&format!("SELECT background_jobs.wait('{id}', '50 s')")), "57014");
     assert!(begin.elapsed() < Duration::from_secs(5));
 }
