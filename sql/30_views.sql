@@ -26,7 +26,7 @@ SELECT q.job_table, q.job_id, q.handler,
 -- worker_state() itself shows a caller only jobs of tables that the caller may SELECT from.
 CREATE VIEW background_jobs.workers WITH (security_barrier) AS
 SELECT w.pid, w.role, d.datname AS database, r.rolname AS owner, w.state,
-       w.job_table::regclass AS job_table, w.job_id, w.handler, w.attempt, w.started_at, w.progress
+       w.job_table::pg_catalog.regclass AS job_table, w.job_id, w.handler, w.attempt, w.started_at, w.progress
   FROM background_jobs.worker_state() w
   LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) w.database
   LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) w.owner;
@@ -51,8 +51,9 @@ SELECT s.job_table, s.handler, s.completed, s.failed, s.retried, s.cancelled,
        s.since
   FROM background_jobs.handler_stat s
  CROSS JOIN LATERAL (
-       SELECT NULLIF(s.completed OPERATOR(pg_catalog.+) s.failed OPERATOR(pg_catalog.+) s.retried
-                     OPERATOR(pg_catalog.+) s.cancelled, 0)::double precision AS n) runs
+       SELECT CASE WHEN total.n OPERATOR(pg_catalog.>) 0 THEN total.n::pg_catalog.float8 END AS n
+         FROM (SELECT s.completed OPERATOR(pg_catalog.+) s.failed OPERATOR(pg_catalog.+) s.retried
+                      OPERATOR(pg_catalog.+) s.cancelled AS n) total) runs
  WHERE pg_catalog.has_table_privilege(s.job_table, 'SELECT');
 
 CREATE VIEW background_jobs.attempts WITH (security_barrier) AS

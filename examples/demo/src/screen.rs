@@ -40,7 +40,7 @@ impl Line {
 /// The jobs as their owner sees them.
 pub fn read(client: &mut Client) -> Vec<Line> {
     let query = "
-        SELECT j.id::text, j.payload ->> 'handler', s.state, j.progress,
+        SELECT j.id::text, j.payload ->> 'handler', s.state, s.progress,
                CASE WHEN s.state = 'completed' THEN j.result::text
                     WHEN s.state = 'failed' THEN j.result -> 'error' ->> 'message'
                     WHEN s.attempts > 1 OR s.state = 'retrying' THEN
