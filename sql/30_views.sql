@@ -14,7 +14,7 @@ SELECT q.job_table, q.job_id, q.handler,
             ELSE 'available' END AS state,
        q.attempts OPERATOR(pg_catalog.+) (CASE WHEN w.pid IS NOT NULL THEN 1 ELSE 0 END) AS attempts,
        COALESCE(q.max_attempts, h.max_attempts,
-                pg_catalog.current_setting('background_jobs.max_attempts')::integer) AS max_attempts,
+                pg_catalog.current_setting('background_jobs.max_attempts', true)::pg_catalog.int4) AS max_attempts,
        q.last_error
   FROM background_jobs.queued_job q
   LEFT JOIN background_jobs.handler h

@@ -57,9 +57,8 @@ fn take_over_key(table: &Relation, key: &str, keep: bool) -> Fallible<Option<[u8
     if keep {
         return Ok(Some(id));
     }
+    // Should it just have finished, it has let go of its key; should the caller be unable to cancel it, the key is taken.
     cancel_row(table, &id);
-    let job = JobRef { table: table.oid.to_u32(), id };
-    bookkeeping(|| spi::connect(|| catalog::release_key(job)));
     Ok(None)
 }
 

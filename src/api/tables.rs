@@ -86,7 +86,7 @@ fn attach_with(args: &Args) -> Fallible<usize> {
 fn attach_table(oid: Oid, options: &Options) -> Fallible<usize> {
     let table = owned_table(oid, Lock::Define)?;
     job_table::check_shape(&table, options)?;
-    warn_without_key(&table);
+    check_key(&table)?;
     runnable(table.owner)?;
     spi::connect(|| {
         for statement in job_table::trigger_statements(&table, options) {
@@ -97,28 +97,31 @@ fn attach_table(oid: Oid, options: &Options) -> Fallible<usize> {
     Ok(submit_backlog(&table, options))
 }
 
-fn warn_without_key(table: &Relation) {
-    let indexed = spi::connect(|| {
+/// Every job is looked up by its id, and named by it: the id must have a unique index, which a partitioned table can
+/// only have together with the partition's column.
+fn check_key(table: &Relation) -> Fallible<()> {
+    let unique = spi::connect(|| {
         Statement::new(
             "SELECT 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
                  ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) i.indkey[0]
-              WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND a.attname OPERATOR(pg_catalog.=) 'id' AND i.indisvalid
-                AND i.indpred IS NULL",
-            &[pg_sys::OIDOID],
+              WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND a.attname OPERATOR(pg_catalog.=) 'id'
+                AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+                AND (i.indnkeyatts OPERATOR(pg_catalog.=) 1 OR $2)",
+            &[pg_sys::OIDOID, pg_sys::BOOLOID],
         )
-        .execute(&[spi::oid(table.oid)], 1)
+        .execute(&[spi::oid(table.oid), Some(Datum::from(table.kind == 'p'))], 1)
         .processed
             > 0
     });
-    if !indexed {
-        PgError::new(
-            PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
-            format!("table \"{}\" cannot hold jobs: column \"id\" leads no index", table.name),
-        )
-        .detail("Every job is looked up by its id.")
-        .hint(format!("ALTER TABLE {} ADD PRIMARY KEY (id).", table.qualified_name()))
-        .raise();
+    if unique {
+        return Ok(());
     }
+    Err(PgError::new(
+        PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
+        format!("table \"{}\" cannot hold jobs: column \"id\" is not its key", table.name),
+    )
+    .detail("Every job is looked up by its id.")
+    .hint(format!("Use ALTER TABLE {} ADD PRIMARY KEY (id).", table.qualified_name())))
 }
 
 /// Queues unfinished rows that are not in the queue, in the order of their timestamps.

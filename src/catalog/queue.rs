@@ -120,21 +120,9 @@ pub fn find_in(job: JobRef, into: Option<Current>) -> Option<QueuedJob> {
 
 /// The unfinished job with this key.
 pub fn find_by_key(of: u32, key: &str) -> Option<JobId> {
-    statement!(
-        "SELECT job_id FROM background_jobs.queued_job WHERE job_table = $1 AND job_key = $2 FOR UPDATE",
-        [OID, TEXT]
-    )
-    .execute(&[table(of), text(key)], 1)
-    .uuid(0, 1)
-}
-
-/// Lets go of a job's key, so that another job may take it.
-pub fn release_key(job: JobRef) {
-    statement!(
-        "UPDATE background_jobs.queued_job SET job_key = NULL WHERE job_table = $1 AND job_id = $2",
-        [OID, UUID]
-    )
-    .execute(&[table(job.table), uuid(&job.id)], 0);
+    statement!("SELECT job_id FROM background_jobs.queued_job WHERE job_table = $1 AND job_key = $2", [OID, TEXT])
+        .execute(&[table(of), text(key)], 1)
+        .uuid(0, 1)
 }
 
 /// Drops a queued job's delay. Returns its lane before, if there is such a job.

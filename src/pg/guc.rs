@@ -62,6 +62,11 @@ pub fn set_local(name: &CStr, value: &str) {
     }
 }
 
+/// Sets `name` for the session.
+pub fn set_session(name: &CStr, value: &CStr) {
+    set(name, value, pg_sys::GucAction::GUC_ACTION_SET);
+}
+
 /// Makes a misspelt setting with our prefix an error rather than a placeholder.
 pub fn reserve_prefix(prefix: &CStr) {
     // SAFETY: called once while the library is loaded, after all settings were defined.

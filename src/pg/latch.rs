@@ -1,5 +1,6 @@
 //! Waiting for one another.
 
+use crate::pg::error::forget_cancel;
 use crate::pg::signal;
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
@@ -82,6 +83,8 @@ pub fn wait_quietly(timeout: Option<Duration>) {
     if signal::termination_pending() {
         signal::exit(1);
     }
+    // There is nothing to cancel between two pieces of work; a request that came now must not end the process.
+    forget_cancel();
     pgrx::check_for_interrupts!();
 }
 

@@ -1,5 +1,6 @@
 //! Making a session as clean as a new one.
 
+use crate::pg::guc;
 use pgrx::pg_sys;
 
 unsafe extern "C-unwind" {
@@ -37,4 +38,13 @@ pub fn has_temporary_schema() -> bool {
     // SAFETY: reads the state of this session.
     unsafe { pg_sys::GetTempNamespaceState(&mut namespace, &mut toast) };
     namespace != pg_sys::Oid::INVALID
+}
+
+/// The same, and every setting back to the role's default: what a deferred trigger did at the commit of the job before, after
+/// that job had been cleaned up.
+pub fn reset() {
+    scrub();
+    guc::set_session(c"role", c"none");
+    // SAFETY: RESET ALL, called inside a transaction.
+    unsafe { pg_sys::ResetAllOptions() };
 }

@@ -85,12 +85,18 @@ impl Dispatcher {
         for number in slot.drained.load(Ordering::Acquire)..slot.handed() {
             let claim = slot.claim(number);
             let assignment = claim.assignment();
-            if claim.state() == ClaimState::Running && began == Some(number) && !evicted {
-                self.charge(&assignment, slot, number);
+            match claim.state() {
+                ClaimState::Revoked | ClaimState::Empty => continue,
+                ClaimState::Done => {
+                    self.ended(&assignment, index, number, claim.run_us.load(Ordering::Acquire));
+                    continue;
+                }
+                ClaimState::Running if began == Some(number) && !evicted => {
+                    self.charge(&assignment, slot, number);
+                }
+                ClaimState::Running | ClaimState::Pending => {}
             }
-            if claim.state() != ClaimState::Revoked {
-                self.give_back(&assignment);
-            }
+            self.give_back(&assignment);
         }
         self.interrupts.0.retain(|(executor, _), _| *executor != index);
         shmem::header().release_suspect(index);

@@ -74,25 +74,30 @@ struct Run {
 pub fn all(executor: &mut Executor, jobs: Vec<Job>) {
     let mut jobs = VecDeque::from(jobs);
     while !jobs.is_empty() {
-        let mut runs = Vec::new();
-        match commit_some(executor, &mut jobs, &mut runs) {
+        let (mut runs, mut tried) = (Vec::new(), 0);
+        match commit_some(executor, &mut jobs, &mut runs, &mut tried) {
             Ok(()) => {
                 jobs.drain(..runs.len());
                 settle(executor, &runs);
             }
-            Err(error) if runs.len() < 2 => {
+            Err(error) if tried < 2 => {
                 if let Some(job) = jobs.pop_front() {
                     give_up(executor, &job, error);
                 }
             }
-            Err(_) => jobs.iter_mut().take(runs.len()).for_each(|job| job.alone = true),
+            Err(_) => jobs.iter_mut().take(tried).for_each(|job| job.alone = true),
         }
     }
 }
 
-/// Runs the first job, and as many of the next as may share its commit, in one transaction. `runs` has one element for each of
-/// the first jobs that is done with.
-fn commit_some(executor: &mut Executor, jobs: &mut VecDeque<Job>, runs: &mut Vec<Run>) -> Result<(), PgError> {
+/// Runs the first job, and as many of the next as may share its commit, in one transaction. `runs` gets one element for each
+/// of the first jobs that is done with; `tried` counts those that were begun, the one that an error came from included.
+fn commit_some(
+    executor: &mut Executor,
+    jobs: &mut VecDeque<Job>,
+    runs: &mut Vec<Run>,
+    tried: &mut usize,
+) -> Result<(), PgError> {
     xact::transaction(|| {
         let mut first_finished: Option<Instant> = None;
         let durability = jobs[0].handler.definition.synchronous_commit.clone();
@@ -107,6 +112,7 @@ fn commit_some(executor: &mut Executor, jobs: &mut VecDeque<Job>, runs: &mut Vec
             if !runs.is_empty() && !joins {
                 break;
             }
+            *tried += 1;
             if !job.taken && !executor.slot.claim(job.number).take(ClaimState::Running) {
                 runs.push(Run::of(job, Ended::Revoked));
                 continue;
@@ -164,7 +170,6 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run
             // The handler has swallowed it.
             PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was interrupted").raise();
         }
-        timer::disarm();
         close_progress(executor);
         outcome::complete(executor, job, value, run.started_at, &mut withdrawn);
     });

@@ -14,7 +14,7 @@ SELECT background_jobs.attach('background_jobs');
 SELECT job_id, handler, state FROM background_jobs.queue ORDER BY enqueued_at;
 -- Once more is safe, and changes nothing but the options.
 SELECT background_jobs.attach('background_jobs', handler_key => 'kind');
-SELECT tgname, tgenabled, convert_from(tgargs, 'SQL_ASCII') = E'kind\\000\\000' AS kind FROM pg_trigger
+SELECT tgname, tgenabled, encode(tgargs, 'escape') AS arguments FROM pg_trigger
  WHERE tgrelid = 'background_jobs'::regclass AND NOT tgisinternal ORDER BY tgname;
 INSERT INTO background_jobs VALUES
     ('00000000-0000-0000-0000-000000000006', now(), '{"kind": "resize", "handler": "other"}', false, false, 0);

@@ -36,10 +36,10 @@ DROP TABLE pg_temp.shadowed;
 SELECT background_jobs.create_table('everything',
     '{handler,queue,priority,run_at,job_key,max_attempts,attempts,started_at,finished_at}');
 \d everything
-SELECT background_jobs.create_table('some', columns => '{run_at,handler,run_at}');
+SELECT background_jobs.create_table('few_columns', columns => '{run_at,handler,run_at}');
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull FROM pg_attribute a
- WHERE a.attrelid = 'some'::regclass AND a.attnum > 7 ORDER BY a.attname;
-SELECT background_jobs.create_table('none', columns => NULL);
+ WHERE a.attrelid = 'few_columns'::regclass AND a.attnum > 7 ORDER BY a.attname;
+SELECT background_jobs.create_table('no_columns', columns => NULL);
 SELECT background_jobs.create_table('wrong', columns => '{handler,colour}'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.create_table('wrong', columns => '{id}'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.create_table('wrong', columns => '{""}'); \echo :LAST_ERROR_SQLSTATE
@@ -47,7 +47,7 @@ SELECT background_jobs.create_table('wrong', columns => '{HANDLER}'); \echo :LAS
 
 -- Nothing is left of a table that was refused.
 SELECT to_regclass('wrong'), to_regclass('jobs');
-DROP TABLE myjobs, "My ""Jobs""%s", regress_schema.jobs, everything, some, none;
+DROP TABLE myjobs, "My ""Jobs""%s", regress_schema.jobs, everything, few_columns, no_columns;
 DROP TABLE IF EXISTS shadowed;
 DROP SCHEMA regress_schema;
 
