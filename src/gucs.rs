@@ -1,5 +1,6 @@
 //! Every setting, with its unit, range and default. All but `max_executors` follow a reload.
 
+use crate::planted::{self, Bug};
 use crate::retry::Policy;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::ffi::{CStr, CString};
@@ -47,7 +48,7 @@ pub fn executor_idle_timeout() -> Option<Duration> {
 }
 
 pub fn poll_interval() -> Duration {
-    millis(&POLL_INTERVAL)
+    if planted::is(Bug::NoPoll) { Duration::from_secs(3600) } else { millis(&POLL_INTERVAL) }
 }
 
 pub fn progress_flush_interval() -> Duration {
@@ -123,6 +124,8 @@ pub fn define() {
             int.flags,
         );
     }
+    #[cfg(feature = "planted_bugs")]
+    crate::planted::define();
     crate::pg::guc::reserve_prefix(c"background_jobs");
 }
 

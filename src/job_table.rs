@@ -6,6 +6,7 @@
 use crate::pg::error::PgError;
 use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::spi::Statement;
+use crate::planted::{self, Bug};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Oid};
 
@@ -225,11 +226,12 @@ impl Statements {
             .filter(|(column, _)| options.uses(column))
             .map(|(column, parameter)| format!(", {column} = {parameter}"))
             .collect::<String>();
+        let guard = if planted::is(Bug::NoCancelGuard) { "completed IS NOT TRUE" } else { UNFINISHED };
         let finish = |progress: &str| {
             Statement::new(
                 format!(
                     "UPDATE {name} SET completed = true, progress = {progress}, result = $2{times} \
-                      WHERE {own} AND {UNFINISHED}"
+                      WHERE {own} AND {guard}"
                 ),
                 &[
                     pg_sys::UUIDOID,

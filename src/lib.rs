@@ -58,6 +58,7 @@ mod job;
 mod job_table;
 mod journal;
 mod pg;
+mod planted;
 mod progress;
 mod retry;
 mod shmem;

@@ -12,6 +12,7 @@ use crate::job::{LaneKey, Timing, format_id};
 use crate::journal::{self, Entry};
 use crate::pg::error::{PgError, forget_cancel};
 use crate::pg::{bgworker, clock, guc, session, signal, timer, xact};
+use crate::planted::{self, Bug};
 use crate::progress;
 use crate::shmem::{Assignment, ClaimState, Interrupt, Note, REFUSED, WaiterSlot};
 use crate::submit;
@@ -183,7 +184,9 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run
     submit::not_finishing();
     CURRENT.set(None);
     close_progress(executor);
-    session::scrub();
+    if !planted::is(Bug::NoScrub) {
+        session::scrub();
+    }
     run.ended = match result {
         Ok(()) => Ended::Completed,
         Err(_) if withdrawn || interrupt == Some(Interrupt::Cancelled) => Ended::Withdrawn,
