@@ -56,6 +56,12 @@ pub fn own_pid() -> i32 {
     unsafe { pg_sys::MyProcPid }
 }
 
+/// Sets the own latch: the next sleep does not happen.
+pub fn set_own() {
+    // SAFETY: MyLatch is owned by this process.
+    unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
+}
+
 /// Sleeps until the own latch is set or the time is over. A dead postmaster ends the process.
 fn sleep(timeout: Option<Duration>) {
     let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;

@@ -1,12 +1,15 @@
 //! Transactions and subtransactions as functions that end them, whatever happens inside.
 
 use crate::pg::error::{PgError, catch, catch_as};
+use crate::pg::latch;
 use crate::pg::memory::Context;
 use pgrx::pg_sys;
 use std::ffi::c_void;
 
 /// Runs `f` in a transaction of its own with an active snapshot, and commits. On an error (in `f` or at commit,
 /// where deferred constraints speak up) everything is rolled back and the error returned.
+///
+/// The own latch is set when it ends: a wait for a lock inside clears it, and with it the wake-up of somebody else.
 pub fn transaction<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
     let result = catch(|| {
         // SAFETY: called by a worker outside any transaction; the order is that of a simple client command.
@@ -30,6 +33,7 @@ pub fn transaction<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
         // transaction had not even begun.
         unsafe { pg_sys::AbortCurrentTransaction() };
     }
+    latch::set_own();
     result
 }
 

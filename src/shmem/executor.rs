@@ -130,6 +130,8 @@ pub enum SlotState {
     Leaving = 3,
     /// The process ended with claims unfinished, which its dispatcher has to settle.
     Gone = 4,
+    /// The process could not open its session, which its dispatcher has to know.
+    Failed = 5,
 }
 
 /// Why a running job is interrupted.
@@ -185,6 +187,7 @@ impl ExecutorSlot {
             2 => SlotState::Ready,
             3 => SlotState::Leaving,
             4 => SlotState::Gone,
+            5 => SlotState::Failed,
             _ => SlotState::Free,
         }
     }

@@ -29,7 +29,8 @@ struct Trouble {
 #[derive(Default)]
 pub struct Roster {
     pub pace: Pace,
-    started: HashMap<usize, Handle>,
+    /// Workers on their way: by slot, with the generation that they were started for.
+    started: HashMap<usize, (u32, Handle)>,
     trouble: HashMap<u32, Trouble>,
     out_of_workers: bool,
 }
@@ -88,7 +89,7 @@ impl Roster {
         match handle {
             Some(handle) => {
                 self.out_of_workers = false;
-                self.started.insert(index, handle);
+                self.started.insert(index, (generation, handle));
             }
             None => {
                 lwlock::with(true, || shmem::executors()[index].set_state(SlotState::Free));
@@ -120,19 +121,28 @@ impl Roster {
 
     /// Notices executors that did not come up, and forgets the trouble with owners whose executors did.
     pub fn reap(&mut self, database: u32) {
-        let mut failed = Vec::new();
-        self.started.retain(|index, handle| {
+        self.started.retain(|index, (generation, handle)| {
             let slot = &shmem::executors()[*index];
-            if slot.state() == SlotState::Starting && handle.status() == Status::Stopped {
-                failed.push(slot.owner.load(Ordering::Acquire));
-                lwlock::with(true, || slot.set_state(SlotState::Free));
+            let coming =
+                || slot.state() == SlotState::Starting && slot.generation.load(Ordering::Acquire) == *generation;
+            // A worker that ended before it had even looked at its slot.
+            if coming() && handle.status() == Status::Stopped {
+                lwlock::with(true, || {
+                    if coming() {
+                        slot.set_state(SlotState::Failed);
+                    }
+                });
             }
-            slot.state() == SlotState::Starting
+            coming()
         });
-        failed.into_iter().for_each(|owner| self.failed(owner));
         for slot in shmem::executors().iter().filter(|slot| slot.in_database(database)) {
+            let owner = slot.owner.load(Ordering::Acquire);
             match slot.state() {
-                SlotState::Ready => drop(self.trouble.remove(&slot.owner.load(Ordering::Acquire))),
+                SlotState::Ready => drop(self.trouble.remove(&owner)),
+                SlotState::Failed => {
+                    self.failed(owner);
+                    lwlock::with(true, || slot.set_state(SlotState::Free));
+                }
                 SlotState::Starting if slot.process.pid() == 0 && is_older(&slot.since_ns, LOST) => {
                     lwlock::with(true, || slot.set_state(SlotState::Free));
                 }
@@ -200,14 +210,16 @@ fn is_lost(slot: &WriterSlot) -> bool {
     slot.process.pid() == 0 && is_older(&slot.since_ns, Duration::from_secs(5))
 }
 
-/// Takes a slot that is free, or whose dead executor's database has nobody to settle its claims.
+/// Takes a slot that is free, or whose dead executor's database has nobody who could settle that.
 fn reserve(database: u32, owner: u32) -> Option<(usize, u32)> {
     lwlock::with(true, || {
         let usable = |slot: &ExecutorSlot| match slot.state() {
             SlotState::Free => true,
-            SlotState::Gone => {
+            SlotState::Gone | SlotState::Failed | SlotState::Starting => {
+                let lost =
+                    slot.state() != SlotState::Starting || (slot.process.pid() == 0 && is_older(&slot.since_ns, LOST));
                 let of = slot.database.load(Ordering::Acquire);
-                of != database && shmem::database(of).is_none_or(|other| other.dispatcher.pid() == 0)
+                lost && of != database && shmem::database(of).is_none_or(|other| other.dispatcher.pid() == 0)
             }
             _ => false,
         };

@@ -123,7 +123,12 @@ fn leave() {
     lwlock::with(true, || {
         let passed = slot.passed.load(Ordering::Acquire);
         let unfinished = slot.handed() != slot.drained.load(Ordering::Acquire) || slot.handed() != passed;
-        slot.set_state(if unfinished { SlotState::Gone } else { SlotState::Free });
+        let refused = slot.state() == SlotState::Starting && !signal::termination_pending();
+        slot.set_state(match (refused, unfinished) {
+            (true, _) => SlotState::Failed,
+            (_, true) => SlotState::Gone,
+            _ => SlotState::Free,
+        });
         slot.process.clear();
     });
     for other in shmem::databases() {

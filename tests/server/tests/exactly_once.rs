@@ -147,6 +147,10 @@ fn with_the_server_crashing() {
                 "SELECT pid FROM background_jobs.workers WHERE role = 'executor' AND job_id IS NOT NULL LIMIT 1";
             let pid: i32 = app.one(executor, &[]);
             cluster.kill(pid.cast_unsigned(), Signal::SIGKILL);
+            cluster.wait_until("the server to notice", || match app.client.batch_execute("SELECT 1") {
+                Ok(()) => Err("still there"),
+                Err(_) => Ok(()),
+            });
         }
         cluster.wait_until("a session after the crash", || {
             app.client = cluster.try_connect(&app.database, &app.role).map_err(|e| e.to_string())?;
