@@ -148,7 +148,7 @@ fn with_the_server_crashing() {
             let pid: i32 = app.one(executor, &[]);
             cluster.kill(pid.cast_unsigned(), Signal::SIGKILL);
             cluster.wait_until("the server to notice", || match app.client.batch_execute("SELECT 1") {
-                Ok(()) => Err("still there"),
+                Ok(()) => Err("still there".to_string()),
                 Err(_) => Ok(()),
             });
         }
