@@ -28,13 +28,19 @@ impl<'a> App<'a> {
     /// A database and a role of their own for the test `name`. Both are gone when the value is dropped.
     #[must_use]
     pub fn new(cluster: &'a Cluster, name: &str) -> App<'a> {
+        App::new_with(cluster, name, "")
+    }
+
+    /// As [`App::new`], its database created with these options: `"TEMPLATE template0 ENCODING 'LATIN1'"`.
+    #[must_use]
+    pub fn new_with(cluster: &'a Cluster, name: &str, options: &str) -> App<'a> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (database, role) = (format!("{name}_{number}"), format!("app_{name}_{number}"));
         cluster.create_role(&role);
         let mut admin = cluster.admin("postgres");
         admin
-            .batch_execute(&format!("CREATE DATABASE {}", ident(&database)))
+            .batch_execute(&format!("CREATE DATABASE {} {options}", ident(&database)))
             .unwrap_or_else(|e| panic!("create {database}: {e:?}"));
         let grant = format!("CREATE EXTENSION background_jobs; GRANT CREATE ON SCHEMA public TO {}", ident(&role));
         cluster.admin(&database).batch_execute(&grant).unwrap_or_else(|e| panic!("{grant}: {e:?}"));

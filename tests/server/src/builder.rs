@@ -1,7 +1,7 @@
 //! What a temporary server is started with.
 
 use crate::installation::Installation;
-use crate::{Cluster, os};
+use crate::{Cluster, Stop, os};
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -45,13 +45,43 @@ impl Builder {
     /// Creates a streaming standby of `primary` and starts it.
     #[must_use]
     pub fn start_standby_of(self, primary: &Cluster) -> Cluster {
+        let cluster = self.backup_of(primary, &["--write-recovery-conf"]);
+        cluster.start();
+        cluster
+    }
+
+    /// Restores a base backup of `original`, taken now, and starts it as a server of its own.
+    #[must_use]
+    pub fn start_backup_of(self, original: &Cluster) -> Cluster {
+        let cluster = self.backup_of(original, &[]);
+        cluster.start();
+        cluster
+    }
+
+    fn backup_of(self, original: &Cluster, options: &[&str]) -> Cluster {
         let cluster = Cluster::new(self.allowed);
         let program = Installation::get().program("pg_basebackup");
         let mut command = os::server_command(program, cluster.socket_directory());
-        command.args(["--username=postgres", "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]);
-        command.arg("-h").arg(primary.socket_directory());
+        command.args(["--username=postgres", "--checkpoint=fast", "--no-sync"]).args(options);
+        command.arg("-h").arg(original.socket_directory());
         os::run(command.arg("-D").arg(cluster.data()));
         configure(&cluster, &self.settings);
+        cluster
+    }
+
+    /// Stops `old`, moves what is in it to a new server with `pg_upgrade`, and starts that one.
+    #[must_use]
+    pub fn start_upgrade_of(self, old: &Cluster) -> Cluster {
+        old.stop(Stop::Fast);
+        let cluster = Cluster::new(self.allowed);
+        let installation = Installation::get();
+        installation.data_directory(&cluster.data());
+        configure(&cluster, &self.settings);
+        let program = installation.program("pg_upgrade");
+        let programs = program.parent().unwrap_or(&program).to_owned();
+        let mut command = os::server_command(program, cluster.socket_directory());
+        command.arg("--username=postgres").arg("-b").arg(&programs).arg("-B").arg(&programs);
+        os::run(command.arg("-d").arg(old.data()).arg("-D").arg(cluster.data()));
         cluster.start();
         cluster
     }

@@ -12,6 +12,7 @@
 //! * [`log`] what no server log may hold (invariant I17).
 //! * [`app`] an application as a user would write it: a role, its job table, its handlers, its jobs; and [`handlers`], how
 //!   tests and handlers meet.
+//! * [`pair`] two servers that exchange jobs by logical replication.
 //! * [`regress`] PGXS's `pg_regress` against such a server.
 
 pub mod app;
@@ -24,6 +25,7 @@ pub mod job;
 pub mod keeper;
 pub mod log;
 mod os;
+pub mod pair;
 mod process;
 pub mod regress;
 mod session;
@@ -35,6 +37,8 @@ pub use cluster::{Cluster, Stop};
 pub use group::Group;
 pub use job::Job;
 pub use nix::sys::signal::Signal;
+pub use os::run;
+pub use pair::Pair;
 pub use postgres;
 pub use serde_json::{Value, json};
 pub use uuid::Uuid;

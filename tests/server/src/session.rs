@@ -61,8 +61,16 @@ impl Cluster {
     /// `psql` as that role, for the caller to add arguments to and to run.
     #[must_use]
     pub fn psql(&self, database: &str, role: &str) -> Command {
-        let mut command = Command::new(Installation::get().program("psql"));
-        command.args(["-X", "-v", "ON_ERROR_STOP=1", "-U", role, "-d", database, "-h"]).arg(self.socket_directory());
+        let mut command = self.client("psql", role);
+        command.args(["-X", "-v", "ON_ERROR_STOP=1", "-d", database]);
+        command
+    }
+
+    /// A client program of PostgreSQL as that role, for the caller to add arguments to and to run.
+    #[must_use]
+    pub fn client(&self, program: &str, role: &str) -> Command {
+        let mut command = Command::new(Installation::get().program(program));
+        command.args(["-U", role, "-h"]).arg(self.socket_directory());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PG") {
                 command.env_remove(name);
