@@ -19,6 +19,7 @@ use crate::planted::{self, Bug};
 use crate::shmem::{self, Note, WaiterSlot};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 
 /// What the current transaction will have to tell when it commits.
 #[derive(Default)]
@@ -31,9 +32,17 @@ struct Pending {
     blocked: Option<u32>,
 }
 
+/// The priorities of handlers that this session has submitted to.
+#[derive(Default)]
+struct Priorities {
+    version: u64,
+    priorities: HashMap<(u32, String), i16>,
+}
+
 thread_local! {
     static PENDING: RefCell<Pending> = RefCell::new(Pending::default());
     static SOMETHING_PENDING: Cell<bool> = const { Cell::new(false) };
+    static PRIORITIES: RefCell<Priorities> = RefCell::new(Priorities::default());
     static LAST_ARRIVAL: Cell<Timestamp> = const { Cell::new(0) };
     static FINISHING: Cell<Option<JobRef>> = const { Cell::new(None) };
 }
@@ -58,6 +67,7 @@ pub fn note_withdrawn() {
 
 /// Handlers, or which tables are attached, have changed.
 pub fn note_handlers() {
+    PRIORITIES.set(Priorities::default());
     pending(|p| p.handlers = true);
 }
 
@@ -222,15 +232,35 @@ fn submit_row(row: &Row, table: u32, options: &Options) {
 
 /// Queues a job for whoever the caller is, and takes the note.
 pub fn queue(new: &NewJob) {
-    let lane = bookkeeping(|| {
-        spi::connect(|| {
-            if let Some(key) = &new.job_key {
-                refuse_taken_key(new.job, key);
-            }
-            catalog::enqueue(new)
+    let quick = handler_priority(new.job.table, &new.handler).and_then(|priority| catalog::insert(new, priority));
+    let lane = quick.unwrap_or_else(|| {
+        bookkeeping(|| {
+            spi::connect(|| {
+                if let Some(key) = &new.job_key {
+                    refuse_taken_key(new.job, key);
+                }
+                catalog::enqueue(new)
+            })
         })
     });
     note_job(lane, new.run_at);
+}
+
+/// The priority of a handler's jobs, looked up once per session and version of the registry. None: there is no dispatcher
+/// whose slot would tell when it changes.
+fn handler_priority(table: u32, handler: &str) -> Option<i16> {
+    let slot = shmem::database(database::current().to_u32())?;
+    let version = slot.handlers_version.load(std::sync::atomic::Ordering::Acquire);
+    PRIORITIES.with_borrow_mut(|known| {
+        if known.version != version || known.priorities.len() > 1000 {
+            *known = Priorities { version, ..Priorities::default() };
+        }
+        let key = (table, handler.to_string());
+        let look = |key: &(u32, String)| {
+            bookkeeping(|| spi::connect(|| catalog::handler_priority(key.0, &key.1))).unwrap_or(0)
+        };
+        Some(*known.priorities.entry(key).or_insert_with_key(look))
+    })
 }
 
 fn refuse_taken_key(job: JobRef, key: &str) {

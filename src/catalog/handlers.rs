@@ -72,6 +72,13 @@ pub fn register(new: &NewHandler) {
     );
 }
 
+/// The priority that the handler gives to its jobs.
+pub fn handler_priority(of: u32, name: &str) -> Option<i16> {
+    statement!("SELECT priority FROM background_jobs.handler WHERE job_table = $1 AND name = $2", [OID, TEXT])
+        .execute(&[table(of), text(name)], 1)
+        .get(0, 1)
+}
+
 pub fn unregister(of: u32, name: &str) -> bool {
     statement!("DELETE FROM background_jobs.handler WHERE job_table = $1 AND name = $2", [OID, TEXT])
         .execute(&[table(of), text(name)], 0)

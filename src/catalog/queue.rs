@@ -1,6 +1,7 @@
 //! Submitting and withdrawing.
 
 use super::*;
+use crate::pg::heap::{self, Key};
 
 /// A job as it enters the queue.
 #[derive(Debug, Clone)]
@@ -15,6 +16,42 @@ pub struct NewJob {
     pub max_attempts: Option<i32>,
     pub queue: Option<String>,
     pub job_key: Option<String>,
+}
+
+impl NewJob {
+    fn lane(&self, priority: i16) -> LaneKey {
+        LaneKey { table: self.job.table, handler: self.handler.clone(), priority, timing: self.timing }
+    }
+}
+
+/// The quick way into the queue, without SQL, for the ordinary case: no key, and nothing there under the same id. None: it is
+/// not that case, use `enqueue`. Needs no `bookkeeping`. `priority` is the handler's.
+pub fn insert(new: &NewJob, priority: i16) -> Option<LaneKey> {
+    if new.job_key.is_some() {
+        return None;
+    }
+    let queue = heap::Table::open(c"queued_job")?;
+    let id = [Key::Oid(1, table(new.job.table)?), Key::Uuid(2, uuid(&new.job.id)?)];
+    if queue.has(c"queued_job_pkey", &id) {
+        return None;
+    }
+    let priority = new.priority.unwrap_or(priority);
+    queue.insert(&[
+        table(new.job.table),
+        uuid(&new.job.id),
+        text(&new.handler),
+        int2(priority),
+        int2(new.timing as i16),
+        timestamp(new.run_at),
+        timestamp(new.enqueued_at),
+        int4(0),
+        new.max_attempts.and_then(int4),
+        int2(0),
+        new.queue.as_deref().and_then(text),
+        None,
+        None,
+    ]);
+    Some(new.lane(priority))
 }
 
 /// Queues a job and returns its lane. What an earlier row of the same id may have left behind gives way: that row
@@ -50,12 +87,7 @@ pub fn enqueue(new: &NewJob) -> LaneKey {
         ],
         0,
     );
-    LaneKey {
-        table: new.job.table,
-        handler: new.handler.clone(),
-        priority: rows.get(0, 1).unwrap_or_default(),
-        timing: new.timing,
-    }
+    new.lane(rows.get(0, 1).unwrap_or_default())
 }
 
 /// Takes a job out of the queue; false if it was not there.

@@ -12,6 +12,7 @@ pub mod error;
 pub mod fmgr;
 pub mod function;
 pub mod guc;
+pub mod heap;
 pub mod latch;
 pub mod lwlock;
 pub mod mapped_file;
