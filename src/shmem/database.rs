@@ -77,7 +77,7 @@ pub struct DatabaseSlot {
     pub withdrawn: AtomicBool,
     /// Counts the commits that changed handlers or attached tables.
     pub handlers_version: AtomicU64,
-    /// Owners with due jobs and no executor. Written by the dispatcher; an executor that gives way takes one off.
+    /// Owners with due jobs and no executor. Written by the dispatcher.
     pub starving: AtomicU32,
     /// Are there notes? Written under the lock.
     noted: AtomicBool,

@@ -123,6 +123,18 @@ pub fn is_blocked(oid: u32) -> bool {
     database(oid).is_some_and(|slot| slot.blocked_by.load(Ordering::SeqCst) != 0)
 }
 
+/// Owners in the whole server that have due jobs and no executor.
+pub fn starving() -> u32 {
+    databases().iter().map(|slot| slot.starving.load(Ordering::Acquire)).sum()
+}
+
+/// Executor slots that are free, or will be, or belong to executors that do not work yet.
+pub fn slots_on_their_way() -> u32 {
+    let coming =
+        |slot: &&ExecutorSlot| matches!(slot.state(), SlotState::Free | SlotState::Leaving | SlotState::Starting);
+    executors().iter().filter(coming).count() as u32
+}
+
 /// Tells the launcher that the extension was installed in a database.
 pub fn announce_extension(oid: u32) {
     let header = header();

@@ -58,17 +58,19 @@ impl Dispatcher {
                 owners.insert(table.owner, true);
             }
         }
-        let mut starving = 0;
         while !owners.is_empty() {
             owners.retain(|owner, _| self.assign_one(*owner));
         }
-        for owner in self.owners_left() {
-            if !self.roster.has_executor(self.database, owner) {
-                starving += 1;
-            }
-            self.roster.want(self.database, &self.name, owner);
+        // Who has none comes first, and everybody else sees that before they take what is free.
+        let (some, none): (Vec<u32>, Vec<u32>) =
+            self.owners_left().into_iter().partition(|owner| self.roster.has_executor(self.database, *owner));
+        self.slot.starving.store(none.len() as u32, Ordering::Release);
+        for owner in none {
+            self.roster.want(self.database, &self.name, owner, true);
         }
-        self.slot.starving.store(starving, Ordering::Release);
+        for owner in some {
+            self.roster.want(self.database, &self.name, owner, false);
+        }
     }
 
     /// Owners whose due jobs found no room.

@@ -65,8 +65,9 @@ impl Roster {
         })
     }
 
-    /// Sees to one more executor for this owner: a free slot, or one whose idle executor gives way.
-    pub fn want(&mut self, database: u32, database_name: &str, owner: u32) {
+    /// Sees to one more executor for this owner: a free slot that nobody needs more, or, for the `first` one, a slot whose idle
+    /// executor gives way.
+    pub fn want(&mut self, database: u32, database_name: &str, owner: u32, first: bool) {
         if self.trouble.get(&owner).is_some_and(|trouble| Instant::now() < trouble.not_before) {
             return;
         }
@@ -74,8 +75,8 @@ impl Roster {
         if shmem::executors().iter().any(coming) {
             return;
         }
-        let Some((index, generation)) = reserve(database, owner) else {
-            if !self.has_executor(database, owner) {
+        let Some((index, generation)) = reserve(database, owner, first) else {
+            if first {
                 send_idle_away(database, owner);
             }
             return;
@@ -211,8 +212,11 @@ fn is_lost(slot: &WriterSlot) -> bool {
 }
 
 /// Takes a slot that is free, or whose dead executor's database has nobody who could settle that.
-fn reserve(database: u32, owner: u32) -> Option<(usize, u32)> {
+fn reserve(database: u32, owner: u32, first: bool) -> Option<(usize, u32)> {
     lwlock::with(true, || {
+        if !first && shmem::starving() >= shmem::slots_on_their_way() && shmem::starving() > 0 {
+            return None;
+        }
         let usable = |slot: &ExecutorSlot| match slot.state() {
             SlotState::Free => true,
             SlotState::Gone | SlotState::Failed | SlotState::Starting => {

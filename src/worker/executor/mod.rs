@@ -119,7 +119,6 @@ fn leave() {
     if bgworker::postmaster_is_alive() {
         journal::end(index);
     }
-    let database = slot.database.load(Ordering::Acquire);
     lwlock::with(true, || {
         let passed = slot.passed.load(Ordering::Acquire);
         let unfinished = slot.handed() != slot.drained.load(Ordering::Acquire) || slot.handed() != passed;
@@ -131,12 +130,8 @@ fn leave() {
         });
         slot.process.clear();
     });
-    for other in shmem::databases() {
-        let concerned =
-            other.database.load(Ordering::Acquire) == database || other.starving.load(Ordering::Acquire) > 0;
-        if concerned {
-            other.dispatcher.wake();
-        }
+    for slot in shmem::databases() {
+        slot.dispatcher.wake();
     }
 }
 
@@ -182,17 +177,20 @@ impl Executor {
         Next::Sleep((!self.stats.is_empty()).then_some(STATS_INTERVAL))
     }
 
-    /// Does somebody else's owner have jobs and no executor, and is it this one's turn to make room?
+    /// Do owners wait that have no executor at all, more than slots are on their way to them, and has this one been here for
+    /// its time? Then it makes room.
     fn must_give_way(&self) -> bool {
         let tenure = clock::monotonic_ns() - self.slot.since_ns.load(Ordering::Acquire);
-        if tenure < TENURE.as_nanos() as u64 {
+        if shmem::starving() == 0 || tenure < TENURE.as_nanos() as u64 {
             return false;
         }
-        let take_one = |slot: &DatabaseSlot| {
-            let less = |starving: u32| starving.checked_sub(1);
-            slot.starving.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
-        };
-        shmem::databases().iter().any(take_one)
+        lwlock::with(true, || {
+            let gives_way = shmem::starving() > shmem::slots_on_their_way();
+            if gives_way {
+                self.slot.set_state(SlotState::Leaving);
+            }
+            gives_way
+        })
     }
 
     /// Leaves what is still in the mailbox to the dispatcher; the exit callback tells it.
