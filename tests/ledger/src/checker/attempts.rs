@@ -1,0 +1,74 @@
+//! I5, I6 and I14: how often handlers were started, one after the other, and in what session.
+
+use crate::evidence::{Evidence, Start};
+use crate::kinds::Kind;
+use crate::run::{Blow, Run};
+use std::collections::{BTreeMap, HashMap};
+
+/// Starts of one attempt that need no reason: a batch in which it overran its company, one whose commit failed, one more.
+const FREE: usize = 4;
+
+pub fn check(run: &Run, evidence: &Evidence) {
+    for start in &evidence.starts {
+        let table = evidence.jobs.get(&start.job).map(|job| job.table);
+        if start.attempt > Kind::named(&start.kind).max_attempts {
+            run.violated("I5", table, Some(start.job), format!("attempt {} was started", start.attempt));
+        }
+        if !start.dirt.is_empty() {
+            run.violated("I14", table, Some(start.job), format!("its session had: {}", start.dirt));
+        }
+        if start.attempt > 1 && !was_charged(evidence, start) {
+            let text = format!("attempt {} was started, and nothing tells of the one before", start.attempt);
+            run.violated("I5", table, Some(start.job), text);
+        }
+    }
+    for job in evidence.starts_of.keys() {
+        repeated(run, evidence, job);
+        overlapping(run, evidence, job);
+    }
+}
+
+fn was_charged(evidence: &Evidence, start: &Start) -> bool {
+    let charged = |attempt: &crate::evidence::Attempt| attempt.outcome != "conflict";
+    evidence.attempts(&start.job).iter().any(|attempt| attempt.attempt == start.attempt - 1 && charged(attempt))
+}
+
+/// The same attempt is started again only if there was a reason: a conflict, a stop or a crash, a signal.
+fn repeated(run: &Run, evidence: &Evidence, job: &server_tests::Uuid) {
+    let mut attempts: BTreeMap<(i32, i32), Vec<&Start>> = BTreeMap::new();
+    for start in evidence.starts(job) {
+        attempts.entry((start.seq, start.attempt)).or_default().push(start);
+    }
+    for ((_, number), starts) in attempts {
+        if starts.len() <= FREE {
+            continue;
+        }
+        let (first, last) = (starts[0].at, starts[starts.len() - 1].at);
+        let conflicts =
+            evidence.attempts(job).iter().filter(|attempt| attempt.attempt == number && attempt.outcome == "conflict");
+        let blows = run.events().into_iter().filter(|event| event.kind != Blow::Other);
+        let reasons = conflicts.count() + blows.filter(|event| event.at > first - 0.1 && event.at < last).count();
+        if starts.len() > FREE + reasons {
+            let table = evidence.jobs.get(job).map(|job| job.table);
+            let text = format!("attempt {number} was started {} times, with {reasons} reasons to", starts.len());
+            run.violated("I5", table, Some(*job), text);
+        }
+    }
+}
+
+/// No run of the job begins between the beginning and the end of another.
+fn overlapping(run: &Run, evidence: &Evidence, job: &server_tests::Uuid) {
+    let starts: Vec<&Start> = evidence.starts(job).collect();
+    let mut ends: HashMap<u32, usize> = HashMap::new();
+    for start in &starts {
+        let overlap = starts
+            .iter()
+            .find(|other| other.pid != start.pid && start.line < other.line && Some(other.line) < start.ended);
+        if let Some(other) = overlap {
+            ends.insert(start.pid, other.line);
+            let table = evidence.jobs.get(job).map(|job| job.table);
+            let text = format!("attempts {} and {} ran at the same time", start.attempt, other.attempt);
+            run.violated("I6", table, Some(*job), text);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! What befalls the server: one blow after the other, each followed by a wait until the server is back.
+
+mod blows;
+mod targets;
+
+use crate::history::now;
+use crate::run::{Blow, Event, Run};
+use blows::Blows;
+use std::time::{Duration, Instant};
+
+/// The server was not back in time; nothing more can be done to it.
+pub struct Lost(pub String);
+
+/// Runs until the time is over, then leaves the server up with its own settings.
+pub fn storm(run: &Run, length: Duration) -> Result<(), Lost> {
+    let begun = Instant::now();
+    let mut blows = Blows::new(run);
+    while begun.elapsed() < length {
+        let pause = blows.rng.u64(100..700);
+        std::thread::sleep(Duration::from_millis(pause));
+        match blows.rng.u32(..100) {
+            0..48 => blows.kill()?,
+            48..58 => blows.stop()?,
+            58..80 => blows.signal(),
+            80..90 => blows.freeze(),
+            _ => blows.reload(),
+        }
+    }
+    run.event(Event { at: now(), what: "calm".to_owned(), kind: Blow::Other, pid: 0, back_after: None });
+    Ok(())
+}
