@@ -62,5 +62,15 @@ SELECT state FROM background_jobs.status('00000000-0000-0000-0000-000000000005')
 SELECT background_jobs.retry('00000000-0000-0000-0000-0000000000ff'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.retry(NULL); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.retry('00000000-0000-0000-0000-000000000001', NULL); \echo :LAST_ERROR_SQLSTATE
-DROP TABLE background_jobs;
+-- A limit below one attempt is one attempt, also for a job that is found by attach() or run again.
+SELECT background_jobs.create_table('limited', '{max_attempts}');
+SELECT background_jobs.register_handler('attempt', 'attempt(jsonb)', 'limited');
+SELECT background_jobs.detach('limited');
+INSERT INTO limited (id, payload, max_attempts) VALUES ('00000000-0000-0000-0000-000000000006', '{"handler": "attempt"}', 0);
+SELECT background_jobs.attach('limited', '{max_attempts}');
+SELECT background_jobs.wait('00000000-0000-0000-0000-000000000006', job_table => 'limited');
+UPDATE limited SET max_attempts = -1;
+SELECT background_jobs.retry('00000000-0000-0000-0000-000000000006', 'limited');
+SELECT background_jobs.wait('00000000-0000-0000-0000-000000000006', job_table => 'limited');
+DROP TABLE background_jobs, limited;
 DROP FUNCTION attempt;

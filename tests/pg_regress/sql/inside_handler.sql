@@ -97,6 +97,22 @@ SELECT attempt, handler, outcome, error ->> 'sqlstate' AS sqlstate, error ->> 'm
   FROM background_jobs.attempts WHERE job_id = '00000000-0000-0000-0000-000000000002';
 \pset format aligned
 SELECT jsonb_pretty(result) FROM background_jobs WHERE id = '00000000-0000-0000-0000-000000000002';
+-- What an attempt has reported is taken back before the next one, however it ended.
+CREATE FUNCTION dies(payload jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM background_jobs.set_progress(0.75);
+    WHILE (SELECT progress FROM background_jobs WHERE id = '00000000-0000-0000-0000-000000000003') = 0 LOOP
+        PERFORM pg_sleep(0.005);
+    END LOOP;
+    PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(60);
+    RETURN NULL;
+END $$;
+SELECT background_jobs.register_handler('dies', 'dies(jsonb)', retry_delay => '1 h');
+SELECT background_jobs.enqueue('dies', id => '00000000-0000-0000-0000-000000000003');
+SELECT await_state('00000000-0000-0000-0000-000000000003', 'retrying');
+SELECT completed, progress FROM background_jobs WHERE id = '00000000-0000-0000-0000-000000000003';
+SELECT attempt, outcome, error - 'context' AS error FROM background_jobs.attempts
+ WHERE job_id = '00000000-0000-0000-0000-000000000003';
 DROP TABLE background_jobs;
-DROP FUNCTION run, fail;
+DROP FUNCTION run, fail, dies;
 DROP PROCEDURE try, end_of;

@@ -94,6 +94,20 @@ SELECT background_jobs.wait('00000000-0000-0000-0000-000000000003');
 REVOKE regress_app FROM regress_stranger;
 \c - regress_stranger
 DROP FUNCTION theirs;
+-- A new owner runs nothing that an old one has registered.
+\c - regress_app
+SELECT background_jobs.enqueue('echo', run_at => 'infinity', id => '00000000-0000-0000-0000-000000000005');
+\c - postgres
+ALTER TABLE background_jobs OWNER TO regress_stranger;
+SELECT state FROM background_jobs.queue WHERE job_id = '00000000-0000-0000-0000-000000000005';
+SELECT state FROM background_jobs.status('00000000-0000-0000-0000-000000000005');
+\c - regress_stranger
+GRANT ALL ON background_jobs TO regress_app;
+SELECT background_jobs.register_handler('echo', 'echo(jsonb)');
+SELECT background_jobs.run_now('00000000-0000-0000-0000-000000000005');
+SELECT background_jobs.wait('00000000-0000-0000-0000-000000000005');
+\c - postgres
+ALTER TABLE background_jobs OWNER TO regress_app;
 \c - regress_app
 DROP TABLE background_jobs;
 DROP FUNCTION echo;
