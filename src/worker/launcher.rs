@@ -26,6 +26,8 @@ struct Known {
     name: String,
     /// May have the extension.
     wanted: bool,
+    /// The extension was created since the running dispatcher was started, which may have looked before.
+    announced: bool,
     running: Option<Running>,
     not_before: Option<Instant>,
     backoff: Duration,
@@ -82,6 +84,7 @@ impl Launcher {
                 }
                 if let Some(known) = self.databases.get_mut(&oid) {
                     known.wanted = true;
+                    known.announced = known.running.is_some();
                     known.not_before = None;
                 }
             }
@@ -105,6 +108,7 @@ impl Launcher {
             let fresh = || Known {
                 name: String::new(),
                 wanted: true,
+                announced: false,
                 running: shmem::database(oid).map(|slot| Running { slot, handle: None }),
                 not_before: None,
                 backoff: FIRST_BACKOFF,
@@ -129,7 +133,7 @@ impl Launcher {
                 continue;
             }
             match slot.exit_reason() {
-                Exit::NoExtension => known.wanted = false,
+                Exit::NoExtension => known.wanted = std::mem::take(&mut known.announced),
                 Exit::NotAllowed => {}
                 Exit::Unknown if slot.evicted.load(Ordering::Acquire) => known.not_before = None,
                 Exit::Unknown => {

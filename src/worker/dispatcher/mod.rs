@@ -69,6 +69,8 @@ pub struct Dispatcher {
     complained: HashSet<String>,
     turns: u64,
     failures: u32,
+    /// After a failure of our own statements: nothing is done before that.
+    not_before: Instant,
 }
 
 pub fn main(argument: u64) {
@@ -129,10 +131,15 @@ impl Dispatcher {
             complained: HashSet::new(),
             turns: 0,
             failures: 0,
+            not_before: now,
         }
     }
 
     fn tick(&mut self) -> Next {
+        let penalty = self.not_before.saturating_duration_since(Instant::now());
+        if !penalty.is_zero() {
+            return Next::Sleep(Some(penalty));
+        }
         self.lanes.values_mut().for_each(Lane::unblock);
         // What has ended is taken out of the claims before the snapshot is taken: a job whose end is not in the snapshot
         // must still be claimed, or it would be handed out twice.
@@ -302,14 +309,15 @@ impl Dispatcher {
         if !xact::transaction(database::has_extension).unwrap_or(true) {
             return self.close(Exit::NoExtension);
         }
-        if self.failures.is_power_of_two() || self.failures == 0 {
+        if self.failures == 0 || self.failures.is_power_of_two() {
             error.log();
         }
         self.failures = self.failures.saturating_add(1);
         // What was read of the notes is lost with the transaction; a look from the beginning makes up for it.
         self.next_poll = Instant::now();
         self.supervise();
-        Next::Sleep(Some(Duration::from_secs(u64::from(self.failures.min(30)))))
+        self.not_before = Instant::now() + Duration::from_secs(u64::from(self.failures.min(30)));
+        Next::Again
     }
 
     fn close(&mut self, why: Exit) -> Next {
