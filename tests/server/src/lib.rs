@@ -37,7 +37,7 @@ pub use cluster::{Cluster, Stop};
 pub use group::Group;
 pub use job::Job;
 pub use nix::sys::signal::Signal;
-pub use os::run;
+pub use os::{give, run};
 pub use pair::Pair;
 pub use postgres;
 pub use serde_json::{Value, json};
