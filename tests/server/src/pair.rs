@@ -141,13 +141,16 @@ impl<'a> Pair<'a> {
         Job::from(&self.client.query_one(&query, &[&id]).unwrap_or_else(|e| panic!("{e:?}")))
     }
 
-    /// Waits until the client's row is final.
+    /// Waits until the client's row is final, and then for the server's own sessions to see that: what is flushed is sent at
+    /// once, a moment before the commit is visible where it was made.
     pub fn wait_final(&mut self, id: Uuid) -> Job {
         let cluster = self.server_cluster;
-        cluster.wait_until(&format!("job {id} to be final on the client"), || {
+        let row = cluster.wait_until(&format!("job {id} to be final on the client"), || {
             let row = self.row(id);
             if row.is_final() { Ok(row) } else { Err(format!("{row:?}; on the server {:?}", self.server.find(id))) }
-        })
+        });
+        self.server.wait_final(id);
+        row
     }
 
     /// Waits until each side has applied all that the other has written by now, and what that caused on the way back.

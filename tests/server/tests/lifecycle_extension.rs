@@ -222,11 +222,11 @@ fn many_creations_and_drops_leave_the_server_as_it_was() {
     let app = SHARED.app_without_table("cycles");
     let mut admin = app.admin();
     let begin = Instant::now();
-    for _ in 0..20 {
+    for _ in 0..60 {
         admin.batch_execute("DROP EXTENSION background_jobs; CREATE EXTENSION background_jobs").unwrap();
     }
     admin.batch_execute("DROP EXTENSION background_jobs").unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(40), "{:?}", begin.elapsed());
     wait_no_workers(&app);
     admin.batch_execute("CREATE EXTENSION background_jobs").unwrap();
     let query =

@@ -1,5 +1,6 @@
 //! Offline clients: two servers that exchange jobs by logical replication, every column with one writer (`pair`).
 
+use server_tests::pair::{CLIENT_PUBLICATION, SKIP_ECHOES};
 use server_tests::{Builder, Cluster, Group, Pair, Stop, Uuid, json};
 use std::time::{Duration, Instant};
 
@@ -350,4 +351,74 @@ fn crashes_and_restarts_of_either_side_lose_nothing_and_run_nothing_twice() {
         assert_eq!(pair.server.noted(id), 1);
     }
     assert_converged(&mut pair);
+}
+
+/// A table that was made for clients that send every column has no defaults.
+#[test]
+fn a_column_without_a_default_on_the_server_holds_replication_up_until_it_has_one_and_loses_nothing() {
+    let mut pair = connected("defaults");
+    pair.server.sql("ALTER TABLE background_jobs ALTER completed DROP DEFAULT");
+    let ids: Vec<Uuid> = (0..5).map(|n| pair.submit("noted", json!({"n": n}))).collect();
+    let (cluster, database) = (pair.server_cluster, pair.server.database.clone());
+    cluster.wait_until("the log to say so", || {
+        let said = |line: &str| line.contains("null value in column \"completed\"");
+        server_tests::wait::yes(cluster.log().lines().any(said))
+    });
+    assert_eq!(pair.server.one::<i64>("SELECT count(*) FROM background_jobs", &[]), 0, "{database}");
+    pair.server.sql("ALTER TABLE background_jobs ALTER completed SET DEFAULT false");
+    for id in ids {
+        assert!(pair.wait_final(id).completed);
+        assert_eq!(pair.server.noted(id), 1);
+    }
+    assert_converged(&mut pair);
+}
+
+/// The server tells every client about every job; a client has no row for the jobs of others, and takes no notice.
+#[test]
+fn two_clients_of_one_server_get_the_results_of_their_own_jobs() {
+    let mut pair = connected("first_client");
+    let second = format!("{}_second", pair.server.database);
+    let create = format!("CREATE DATABASE {second}");
+    pair.client_cluster.admin("postgres").batch_execute(&create).unwrap();
+    let mut client = pair.client_cluster.admin(&second);
+    for statement in [server_tests::app::RECIPE_TABLE, SKIP_ECHOES, CLIENT_PUBLICATION] {
+        client.batch_execute(statement).unwrap();
+    }
+    let connection = |from: &Cluster, database: &str| {
+        format!("host={} user=postgres dbname={database}", from.socket_directory().display())
+    };
+    let to_client = connection(pair.server_cluster, &pair.server.database);
+    let to_server = connection(pair.client_cluster, &second);
+    client
+        .batch_execute(&format!(
+            "CREATE SUBSCRIPTION {second}_down CONNECTION '{to_client}' PUBLICATION jobs_to_clients WITH (copy_data = false)"
+        ))
+        .unwrap();
+    let mut server = pair.server.admin();
+    server
+        .batch_execute(&format!("CREATE SUBSCRIPTION {second}_up CONNECTION '{to_server}' PUBLICATION jobs_to_server"))
+        .unwrap();
+
+    let ids: Vec<(Uuid, Uuid)> = (0..10)
+        .map(|n| {
+            let ours = pair.submit("noted", json!({"n": n}));
+            let theirs = Uuid::new_v4();
+            let payload = json!({"handler": "noted", "n": n});
+            client.execute(&server_tests::app::submission(), &[&theirs, &payload]).unwrap();
+            (ours, theirs)
+        })
+        .collect();
+    for (ours, theirs) in &ids {
+        assert!(pair.wait_final(*ours).completed);
+        pair.client_cluster.wait_until("the second client's job", || {
+            let query = "SELECT completed FROM background_jobs WHERE id = $1";
+            server_tests::wait::yes(client.query_one(query, &[theirs]).unwrap().get(0))
+        });
+        assert_eq!((pair.server.noted(*ours), pair.server.noted(*theirs)), (1, 1));
+    }
+    for known in [&mut client, &mut pair.client] {
+        assert_eq!(known.query_one("SELECT count(*) FROM background_jobs", &[]).unwrap().get::<_, i64>(0), 10);
+    }
+    client.batch_execute(&format!("DROP SUBSCRIPTION {second}_down")).unwrap();
+    server.batch_execute(&format!("DROP SUBSCRIPTION {second}_up")).unwrap();
 }
