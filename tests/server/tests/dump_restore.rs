@@ -344,3 +344,27 @@ fn a_queue_rebuilt_from_the_table_equals_the_queue() {
         &app.database,
     ]));
 }
+
+/// What a data-only restore leaves behind: the triggers fire for ordinary sessions, and not when replication applies.
+#[test]
+fn triggers_that_are_no_longer_always_enabled_are_warned_about_and_attach_mends_them() {
+    let mut app = SHARED.app("ordinary_triggers");
+    app.handler("noted", NOTED);
+    app.sql("ALTER TABLE background_jobs DISABLE TRIGGER USER");
+    app.sql("ALTER TABLE background_jobs ENABLE TRIGGER USER");
+    let id = app.submit("noted", json!({}));
+    assert!(app.wait_final(id).completed);
+    let (cluster, database) = (app.cluster, app.database.clone());
+    let warned = server_tests::wait::attempt(Duration::from_secs(3), "a warning", || {
+        let about = |line: &str| line.contains(&database) && line.to_lowercase().contains("trigger");
+        server_tests::wait::yes(cluster.log().lines().any(about))
+    });
+    app.sql("SELECT background_jobs.attach('background_jobs')");
+    let mut apply = app.admin();
+    apply.batch_execute("SET session_replication_role = replica; SET search_path = ''").unwrap();
+    let id = Uuid::new_v4();
+    let insert = "INSERT INTO public.background_jobs (id, payload) VALUES ($1, '{\"handler\": \"noted\"}')";
+    apply.execute(insert, &[&id]).unwrap();
+    assert!(app.wait_final(id).completed);
+    assert_eq!(warned, Ok(()));
+}

@@ -422,3 +422,30 @@ fn two_clients_of_one_server_get_the_results_of_their_own_jobs() {
     client.batch_execute(&format!("DROP SUBSCRIPTION {second}_down")).unwrap();
     server.batch_execute(&format!("DROP SUBSCRIPTION {second}_up")).unwrap();
 }
+
+/// Whoever publishes everything publishes the extension's own tables, too. Its own work must not need more than they have.
+#[test]
+fn a_publication_for_all_tables_keeps_nothing_from_running() {
+    let mut app = SERVER.app("all_tables");
+    app.admin().batch_execute("CREATE PUBLICATION everything FOR ALL TABLES").unwrap();
+    app.handler("noted", "PERFORM note(); RETURN NULL;");
+    app.handler_with(
+        "flaky",
+        "IF NOT EXISTS (SELECT FROM gates WHERE name = 'mended') THEN RAISE 'no'; END IF; PERFORM note(); RETURN NULL;",
+        "max_attempts => 2, retry_delay => '1 ms'",
+    );
+    // A dispatcher that starts does all that it does now and then.
+    let restart = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE backend_type = 'background_jobs dispatcher' AND datname = current_database()";
+    app.admin().batch_execute(restart).unwrap();
+    let id = app.submit("noted", json!({}));
+    assert!(app.wait_final(id).completed);
+    let failed = app.submit("flaky", json!({}));
+    assert_eq!(app.wait_final(failed).error("attempts"), Some(&json!(2)));
+    app.open_gate("mended");
+    assert!(app.one::<bool>("SELECT background_jobs.retry($1)", &[&failed]));
+    let job = app.wait_final(failed);
+    assert_eq!((job.completed, job.result), (true, None));
+    app.handler("noted", "RETURN to_jsonb(1);");
+    assert!(app.one::<bool>("SELECT background_jobs.unregister_handler('noted')", &[]));
+}
