@@ -49,10 +49,20 @@ pub struct Submission {
 pub enum What {
     Insert(Vec<Submission>),
     /// `hit`: the server returned the row.
-    Cancel { job: Uuid, hit: bool },
-    Delete { job: Uuid, hit: bool },
+    Cancel {
+        job: Uuid,
+        hit: bool,
+    },
+    Delete {
+        job: Uuid,
+        hit: bool,
+    },
     /// Deletes the unfinished row and inserts another with its id, in one transaction.
-    Replace { old: i32, new: Submission, hit: bool },
+    Replace {
+        old: i32,
+        new: Submission,
+        hit: bool,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -92,17 +102,22 @@ impl History {
         };
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.extend(fresh.into_iter().map(|one| (operation.table, one)));
-        while recent.len() > 300 {
+        while recent.len() > 200 {
             recent.pop_front();
         }
         drop(recent);
         self.operations.lock().unwrap_or_else(PoisonError::into_inner).push(operation);
     }
 
-    /// Something that was submitted lately.
-    pub fn pick(&self, rng: &mut fastrand::Rng) -> Option<(usize, Submission)> {
+    /// Something that was submitted lately and that suits.
+    pub fn pick(
+        &self,
+        rng: &mut fastrand::Rng,
+        suits: impl Fn(usize, &Submission) -> bool,
+    ) -> Option<(usize, Submission)> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        (!recent.is_empty()).then(|| recent[rng.usize(..recent.len())])
+        let suitable: Vec<_> = recent.iter().filter(|(table, one)| suits(*table, one)).collect();
+        (!suitable.is_empty()).then(|| *suitable[rng.usize(..suitable.len())])
     }
 
     /// A prepared transaction that was found after all, and rolled back.

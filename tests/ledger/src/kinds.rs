@@ -125,6 +125,21 @@ pub const KINDS: &[Kind] = &[
              PERFORM pg_sleep(0.02);
          END LOOP;",
     ),
+    // Ends at the moment that it sees itself taken back, which is when the interrupt is on its way.
+    kind(
+        "brink",
+        40,
+        5,
+        "",
+        "PERFORM effect(payload, attempt);
+         FOR step IN 1..60 LOOP
+             EXIT WHEN NOT EXISTS (
+                 SELECT FROM background_jobs own
+                  WHERE own.id = (SELECT id FROM background_jobs.current_job())
+                    AND NOT own.cancelled AND own.payload -> 'seq' = brink.payload -> 'seq');
+             PERFORM pg_sleep(0.0005);
+         END LOOP;",
+    ),
     Kind {
         options: ", timeout => '120 ms'",
         ..kind(
@@ -169,6 +184,11 @@ pub const KINDS: &[Kind] = &[
 ];
 
 impl Kind {
+    /// Its runs take so long that a cancel meets them.
+    pub fn is_long(name: &str) -> bool {
+        matches!(name, "brink" | "slow" | "swallow" | "overtime" | "contend" | "deadlock")
+    }
+
     pub fn named(name: &str) -> &'static Kind {
         KINDS.iter().find(|kind| kind.name == name).unwrap_or_else(|| panic!("no kind {name}"))
     }

@@ -76,7 +76,7 @@ fn round(options: &Options, seed: u64, seconds: u64) -> Result<usize, String> {
     let mut figures = Figures { drained: 0.0, longest_probe: 0.0 };
     let lost = std::thread::scope(|scope| {
         workload::start(scope, &run);
-        let storm = nemesis::storm(&run, Duration::from_secs(seconds));
+        let storm = nemesis::storm(&run, Duration::from_secs(seconds), options.plant.is_some());
         run.stop.store(true, Ordering::Relaxed);
         if storm.is_ok() {
             figures.drained = calm::drain(&run).as_secs_f64();

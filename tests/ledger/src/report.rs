@@ -6,8 +6,9 @@ use crate::run::{Run, Violation};
 use server_tests::Uuid;
 use std::collections::BTreeMap;
 
-/// Violations that are told in full.
-const IN_FULL: usize = 8;
+/// Violations of one invariant that are told, and how many of them in full.
+const TOLD: usize = 12;
+const IN_FULL: usize = 4;
 
 pub struct Figures {
     pub drained: f64,
@@ -75,18 +76,25 @@ fn blows(run: &Run) {
 
 pub fn violations(run: &Run, evidence: &Evidence) {
     let all = run.violations();
-    for (number, (violation, text)) in all.iter().enumerate() {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for (violation, text) in &all {
         let Violation { invariant, table, job } = violation;
+        let number = counts.entry(invariant).or_default();
+        *number += 1;
+        if *number > TOLD {
+            continue;
+        }
         let place = table.map_or_else(String::new, |table| {
             let table = &run.tables[table];
             format!(" {} in {}", table.name(), table.database)
         });
         let job_text = job.map_or_else(String::new, |job| format!(" job {job}"));
         println!("VIOLATION {invariant}{place}{job_text}: {text}");
-        if let (Some(job), true) = (job, number < IN_FULL) {
+        if let (Some(job), true) = (job, *number <= IN_FULL) {
             history(run, evidence, *job);
         }
     }
+    println!("violations by invariant: {counts:?}");
 }
 
 /// Everything that is known of one job, in the order of time.
@@ -101,14 +109,13 @@ fn history(run: &Run, evidence: &Evidence, job: Uuid) {
     }
     for start in evidence.starts(&job) {
         let ended = if start.ended.is_some() { ", which came to its end" } else { "" };
-        let text = format!("start of {} attempt {} number {} in {}{ended}", start.kind, start.attempt, start.seq, start.pid);
+        let text =
+            format!("start of {} attempt {} number {} in {}{ended}", start.kind, start.attempt, start.seq, start.pid);
         lines.push((start.at, text));
     }
     for edge in evidence.edges(&job) {
-        let text = format!(
-            "row {} -> {} number {} progress {} by {}",
-            edge.old, edge.new, edge.seq, edge.progress, edge.pid
-        );
+        let text =
+            format!("row {} -> {} number {} progress {} by {}", edge.old, edge.new, edge.seq, edge.progress, edge.pid);
         lines.push((edge.at, text));
     }
     for attempt in evidence.attempts(&job) {

@@ -98,11 +98,6 @@ impl Run {
     pub fn violations(&self) -> BTreeMap<Violation, String> {
         self.violations.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-
-    pub fn table_named(&self, database: &str, owner: &str) -> usize {
-        let found = self.tables.iter().position(|table| table.database == database && table.owner == owner);
-        found.unwrap_or_else(|| panic!("no table of {owner} in {database}"))
-    }
 }
 
 /// A session that comes back when it was ended.

@@ -28,7 +28,8 @@ pub fn check(run: &Run, evidence: &Evidence) {
         existence(fate, evidence.jobs.get(job), &told);
         effects(*job, fate, evidence, &told);
         for missed in &fate.missed {
-            let known = evidence.edges(job).iter().any(|edge| edge.old == "open" && edge.new != "open" && edge.at <= *missed);
+            let known =
+                evidence.edges(job).iter().any(|edge| edge.old == "open" && edge.new != "open" && edge.at <= *missed);
             if !known {
                 told("I4", "a cancel found it final, but it was not".to_owned());
             }
@@ -159,10 +160,9 @@ fn effects(job: Uuid, fate: &Fate, evidence: &Evidence, told: &impl Fn(&'static 
         let runs = evidence.starts(&job).filter(|start| start.seq == effect.seq);
         match runs.max_by_key(|start| start.line) {
             None => told("I7", "it has effects, and was never started".to_owned()),
-            Some(last) if (last.attempt, last.pid) != (effect.attempt, effect.pid) => told(
-                "I7",
-                format!("attempt {} committed after attempt {} had begun", effect.attempt, last.attempt),
-            ),
+            Some(last) if (last.attempt, last.pid) != (effect.attempt, effect.pid) => {
+                told("I7", format!("attempt {} committed after attempt {} had begun", effect.attempt, last.attempt))
+            }
             Some(_) => {}
         }
     }

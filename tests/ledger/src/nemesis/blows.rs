@@ -152,8 +152,12 @@ impl<'a> Blows<'a> {
             // It waits for its clients, and they do not wait for it.
             self.run.pause.store(true, Ordering::SeqCst);
             let deadline = Instant::now() + Duration::from_secs(10);
-            while self.run.connected.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            while self.run.connected.load(Ordering::SeqCst) > 0 {
                 std::thread::sleep(Duration::from_millis(5));
+                if Instant::now() >= deadline {
+                    self.run.pause.store(false, Ordering::SeqCst);
+                    return Ok(());
+                }
             }
         }
         let (at, begun) = (now(), Instant::now());

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 /// The server was not back in time; nothing more can be done to it.
 pub struct Lost(pub String);
 
-/// Runs until the time is over, then leaves the server up with its own settings.
-pub fn storm(run: &Run, length: Duration) -> Result<(), Lost> {
+/// Runs until the time is over, or if wanted until an observer has found something; leaves the server up.
+pub fn storm(run: &Run, length: Duration, until_found: bool) -> Result<(), Lost> {
     let begun = Instant::now();
     let mut blows = Blows::new(run);
-    while begun.elapsed() < length {
+    while begun.elapsed() < length && !(until_found && !run.violations().is_empty()) {
         let pause = blows.rng.u64(100..700);
         std::thread::sleep(Duration::from_millis(pause));
         match blows.rng.u32(..100) {

@@ -4,6 +4,7 @@
 use super::enqueuer::payload;
 use super::{begin, end};
 use crate::history::{Outcome, Submission, What};
+use crate::kinds::Kind;
 use crate::run::{Run, Session};
 use crate::scene::CLIENT;
 use server_tests::postgres::{Client, Error};
@@ -15,11 +16,15 @@ pub fn work(run: &Run, database: &str, number: u64) {
     let mut replaced = 0;
     while !run.stopped() {
         std::thread::sleep(Duration::from_millis(rng.u64(2..40)));
-        let Some((table, one)) = run.history.pick(&mut rng) else { continue };
-        // Poison is left alone: the checker has to be sure that it ran.
-        if run.tables[table].database != database || one.kind == "poison" {
+        if session.get().is_none() {
             continue;
         }
+        let long = rng.u32(..3) > 0;
+        // Poison is left alone: the checker has to be sure that it ran.
+        let suits = |table: usize, one: &Submission| {
+            run.tables[table].database == database && one.kind != "poison" && (!long || Kind::is_long(one.kind))
+        };
+        let Some((table, one)) = run.history.pick(&mut rng, suits) else { continue };
         let hold = if rng.u32(..3) == 0 { f64::from(rng.u32(1..40)) / 1000.0 } else { 0.0 };
         let Some(client) = session.get() else { continue };
         let take = Take { run, table, one, hold, client };

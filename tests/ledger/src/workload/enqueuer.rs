@@ -43,7 +43,7 @@ impl<'a> Enqueuer<'a> {
     pub fn work(&mut self) {
         while !self.run.stopped() {
             std::thread::sleep(Duration::from_millis(self.rng.u64(20..120)));
-            if self.run.tables[self.number].is_flooded() {
+            if self.session.get().is_none() || self.run.tables[self.number].is_flooded() {
                 continue;
             }
             match self.rng.u32(..100) {
@@ -183,9 +183,7 @@ impl<'a> Enqueuer<'a> {
         let outcome = match Outcome::of(&client.batch_execute(&format!("PREPARE TRANSACTION '{gid}'"))) {
             // If it was prepared after all, it is found and rolled back when the storm is over.
             Outcome::Failed | Outcome::Unknown => Outcome::Failed,
-            Outcome::Acknowledged if commit => {
-                Outcome::of(&client.batch_execute(&format!("COMMIT PREPARED '{gid}'")))
-            }
+            Outcome::Acknowledged if commit => Outcome::of(&client.batch_execute(&format!("COMMIT PREPARED '{gid}'"))),
             Outcome::Acknowledged => {
                 let _ = client.batch_execute(&format!("ROLLBACK PREPARED '{gid}'"));
                 Outcome::Failed
