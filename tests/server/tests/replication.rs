@@ -442,6 +442,12 @@ fn a_publication_for_all_tables_keeps_nothing_from_running() {
     assert!(app.wait_final(id).completed);
     let failed = app.submit("flaky", json!({}));
     assert_eq!(app.wait_final(failed).error("attempts"), Some(&json!(2)));
+    let log = app.cluster.log();
+    let troubles: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("background_jobs dispatcher") && line.contains("replica identity"))
+        .collect();
+    assert_eq!(troubles, Vec::<&str>::new(), "the dispatcher's own work");
     app.open_gate("mended");
     assert!(app.one::<bool>("SELECT background_jobs.retry($1)", &[&failed]));
     let job = app.wait_final(failed);
