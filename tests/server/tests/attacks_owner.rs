@@ -545,7 +545,17 @@ fn jobs_wait_while_a_column_has_another_type_and_run_when_it_is_back() {
         app.execute("SELECT background_jobs.run_now($1)", &[&id]);
         app.wait_true("SELECT count(*) = 1 FROM background_jobs.queue WHERE state = 'available'");
         app.sql(&format!("ALTER TABLE background_jobs ALTER {column} TYPE {back}"));
-        assert_eq!(app.wait_final(id).result, Some(json!(1)), "{column}");
+        let end = format!("SELECT completed FROM background_jobs WHERE id = '{id}'");
+        let done = server_tests::wait::attempt(Duration::from_secs(8), column, || {
+            if app.one(&end, &[]) {
+                return Ok(());
+            }
+            Err(app.rows("SELECT to_jsonb(j)::text || coalesce(to_jsonb(q)::text, ' is not queued ') || coalesce(to_jsonb(s)::text, 'no status')
+                FROM background_jobs j LEFT JOIN background_jobs.queue q ON q.job_id = j.id LEFT JOIN LATERAL background_jobs.status(j.id) s ON true
+                WHERE NOT completed", &[]).iter().map(|row| row.get::<_, String>(0)).collect::<String>())
+        });
+        assert_eq!(done, Ok(()), "{column}\n{}", app.cluster.log_tail());
+        assert_eq!(app.row(id).result, Some(json!(1)), "{column}");
         assert_eq!(app.noted(id), 1, "{column}");
     }
     let busy = app.sqlstate("ALTER TABLE background_jobs ALTER completed TYPE text");

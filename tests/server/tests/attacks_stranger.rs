@@ -90,9 +90,6 @@ fn private_tables_are_closed_to_every_command() {
             assert!(["42501", "42804", "42P16", "22023"].contains(&code.as_str()), "{command}: {code}");
         }
     }
-    let code =
-        scene.stranger.code("SELECT * FROM pg_stats WHERE schemaname = 'background_jobs' AND 1 / count(*) OVER () > 0");
-    assert_eq!(code, "none", "and the statistics of their columns show no row");
     assert_eq!(scene.stranger.one::<i64>("SELECT count(*) FROM pg_stats WHERE schemaname = 'background_jobs'", &[]), 0);
     scene.assert_untouched();
 }
@@ -157,9 +154,11 @@ fn no_function_of_a_reader_sees_a_row_that_the_views_hide() {
         &[],
     );
     assert_eq!(state, 0, "worker_state() itself");
-    let locks: i64 =
-        scene.stranger.one("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%background job %'", &[]);
-    assert_eq!(locks, 0, "what an executor is at");
+    let shown: i64 = scene.stranger.one(
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%background job %' AND pid <> pg_backend_pid()",
+        &[],
+    );
+    assert_eq!(shown, 0, "what an executor is at");
     scene.assert_untouched();
 }
 

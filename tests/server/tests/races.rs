@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 fn eager() -> Builder {
     Cluster::builder()
         .conf("background_jobs.poll_interval", "500ms")
-        .conf("background_jobs.progress_flush_interval", "1ms")
+        .conf("background_jobs.progress_flush_interval", "10ms")
         .conf("background_jobs.cancel_grace", "500ms")
         .conf("deadlock_timeout", "100ms")
         .conf("max_connections", "100")
@@ -214,7 +214,6 @@ fn a_row_that_is_deleted_and_inserted_again_is_another_job() {
     );
     let mut dice = Dice::new("reinserted");
     let mut other = session(&app);
-    let mut slow = Vec::new();
     for round in 0..60 {
         let id = app.submit("tells", json!({"n": 0}));
         let generations = 1 + dice.below(6);
@@ -236,11 +235,7 @@ fn a_row_that_is_deleted_and_inserted_again_is_another_job() {
                 other.execute(insert, &[&id, &payload]).unwrap();
             }
         }
-        let begin = Instant::now();
         let job = app.wait_final(id);
-        if begin.elapsed() > Duration::from_millis(250) {
-            slow.push(begin.elapsed());
-        }
         assert_eq!(job.result, Some(json!(generations)), "round {round}: the result of the last row of that id");
     }
     let problems: i64 = app.one(
@@ -250,11 +245,75 @@ fn a_row_that_is_deleted_and_inserted_again_is_another_job() {
     );
     assert_eq!(problems, 0, "effects without a completion that was committed (I3)");
     assert!(!overlaps(&mut app), "I6");
-    assert!(
-        slow.len() < 6,
-        "a job submitted again waits for the poll, not for its wake-up: {} of 60, {slow:?}",
-        slow.len()
+}
+
+/// A rewrite leaves nothing for snapshots that are older than it, and an executor may have taken its own before it had to
+/// wait for the table: what it does not see then is there all the same.
+#[test]
+fn a_table_that_is_rewritten_while_an_executor_waits_for_it_loses_no_job() {
+    let mut app = scene("rewritten");
+    app.handler("quick", "PERFORM begin_attempt(); RETURN '1';");
+    let mut other = session(&app);
+    for n in 0..3 {
+        let ids: Vec<Uuid> = (0..5)
+            .map(|_| app.one("SELECT background_jobs.enqueue('quick', run_at => now() + interval '300 ms')", &[]))
+            .collect();
+        let mut transaction = other.transaction().unwrap();
+        transaction
+            .batch_execute(&format!(
+                "ALTER TABLE background_jobs ADD COLUMN c{n} timestamptz DEFAULT clock_timestamp()"
+            ))
+            .unwrap();
+        app.wait_true(
+            "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted
+                AND l.relation = (SELECT oid FROM pg_class WHERE relname = 'background_jobs' AND relkind = 'r')
+                AND a.backend_type = 'background_jobs executor' AND a.datname = current_database())",
+        );
+        transaction.commit().unwrap();
+        let left = "SELECT count(*) FROM background_jobs WHERE NOT completed";
+        app.cluster.wait_within(Duration::from_secs(5), "the jobs", || match app.one::<i64>(left, &[]) {
+            0 => Ok(()),
+            left => {
+                let queued: i64 = app.one("SELECT count(*) FROM background_jobs.queue", &[]);
+                Err(format!("{left} rows unfinished, {queued} jobs queued (I1, I10)"))
+            }
+        });
+        assert_eq!(ids.iter().map(|id| app.noted(*id)).sum::<i64>(), 5);
+    }
+    check(&mut app);
+}
+
+/// Its wake-up comes while its former self, which is told to stop, has not stopped yet. That wake-up must not be lost.
+#[test]
+fn a_job_that_is_submitted_again_under_its_running_self_does_not_wait_for_the_poll() {
+    let cluster = eager().conf("background_jobs.poll_interval", "1min").start();
+    let mut app = App::with_table(&cluster, "again");
+    app.handler(
+        "lingers",
+        "IF (payload ->> 'n')::int = 0 THEN
+            PERFORM reach(1);
+            BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.2); END;
+         END IF;
+         RETURN payload -> 'n';",
     );
+    for again in
+        ["DELETE FROM background_jobs WHERE id = $1", "UPDATE background_jobs SET cancelled = true WHERE id = $1"]
+    {
+        let id = app.submit("lingers", json!({"n": 0}));
+        app.wait_reached(1);
+        app.execute(again, &[&id]);
+        if again.starts_with("DELETE") {
+            let payload = json!({"handler": "lingers", "n": 1});
+            app.execute("INSERT INTO background_jobs (id, payload) VALUES ($1, $2)", &[&id, &payload]);
+        } else {
+            app.execute("UPDATE background_jobs SET payload = payload || '{\"n\": 1}' WHERE id = $1", &[&id]);
+            app.execute("SELECT background_jobs.retry($1)", &[&id]);
+        }
+        cluster.wait_within(Duration::from_secs(5), again, || match app.row(id) {
+            row if row.result == Some(json!(1)) => Ok(()),
+            row => Err(format!("{row:?}, {}", app.state(id))),
+        });
+    }
 }
 
 /// cancel() and retry() again and again, under a handler that does not give up when it is told to: what an older attempt
@@ -346,7 +405,7 @@ fn sessions_that_fight_for_a_job_key_leave_one_unfinished_job_and_no_deadlock() 
 
 /// Several statements on the same jobs in the order in which an application may well write them, against completion.
 #[test]
-fn transactions_that_touch_queue_and_row_in_any_order_meet_no_deadlock() {
+fn transactions_that_cancel_retry_and_update_in_any_order_meet_no_deadlock() {
     let mut app = scene("orders");
     app.handler("quick", "PERFORM begin_attempt(); PERFORM background_jobs.set_progress(0.5); PERFORM pg_sleep(random() * 0.004); RETURN '1';");
     let mut dice = Dice::new("orders");
@@ -356,14 +415,13 @@ fn transactions_that_touch_queue_and_row_in_any_order_meet_no_deadlock() {
         let id = app.submit("quick", json!({}));
         dice.pause(Duration::from_millis(6));
         let mut steps = vec![
-            format!("SELECT background_jobs.run_now('{id}')"),
             format!("SELECT background_jobs.cancel('{id}')"),
             format!("UPDATE background_jobs SET timestamp = now() WHERE id = '{id}'"),
             format!("SELECT background_jobs.retry('{id}')"),
         ];
         let mut transaction = other.transaction().unwrap();
         let mut failed = None;
-        for _ in 0..1 + dice.below(4) {
+        for _ in 0..1 + dice.below(3) {
             let step = steps.swap_remove(dice.below(steps.len() as u64) as usize);
             dice.pause(Duration::from_millis(2));
             if let Err(error) = transaction.execute(&step, &[]) {
@@ -422,4 +480,27 @@ fn a_table_that_comes_and_goes_under_its_jobs_loses_none_and_runs_none_twice() {
         assert!(inserted.join().unwrap() > 0);
     });
     check(&mut app);
+}
+
+/// A completion locks the row and then its job in the queue; run_now() must not do it the other way round.
+#[test]
+fn a_transaction_that_calls_run_now_and_updates_the_row_meets_no_deadlock() {
+    let mut app = scene("run_now");
+    app.handler("held", "PERFORM begin_attempt(); PERFORM reach(1); PERFORM await_gate('go'); RETURN '1';");
+    let id = app.submit("held", json!({}));
+    app.wait_reached(1);
+    let mut other = session(&app);
+    let mut transaction = other.transaction().unwrap();
+    transaction.execute("SELECT background_jobs.run_now($1)", &[&id]).unwrap();
+    app.open_gate("go");
+    app.wait_true(
+        "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted
+            AND a.backend_type = 'background_jobs executor' AND a.datname = current_database())",
+    );
+    let outcome = transaction.execute("UPDATE background_jobs SET timestamp = now() WHERE id = $1", &[&id]);
+    let outcome = outcome.map_err(|error| server_tests::sqlstate(&error));
+    drop(transaction);
+    let job = app.wait_final(id);
+    assert_eq!((job.result, app.one::<i64>("SELECT last_value FROM starts", &[])), (Some(json!(1)), 1), "run once");
+    assert_eq!(outcome, Ok(1));
 }
