@@ -4,11 +4,13 @@
 export PG_CONFIG
 export DESTDIR
 
-.PHONY: help demo test lint install psql bench
+.PHONY: help demo test soak bites lint install psql bench
 
 help:
 	@echo "make demo      install what is missing, build, and show jobs running on a throw-away server"
 	@echo "make test      all tests, on throw-away servers (one file: make test ARGS='--test cancel')"
+	@echo "make soak      the crash ledger for an hour (other: make soak ARGS='--seconds 600 --seed 1')"
+	@echo "make bites     show that the crash ledger finds bugs that are planted"
 	@echo "make psql      a prompt on the demo's server"
 	@echo "make bench     figures of this machine"
 	@echo "make lint      format, clippy, install script"
@@ -22,6 +24,12 @@ psql:
 
 test:
 	@scripts/test.sh $(ARGS)
+
+soak:
+	@scripts/soak.sh $(ARGS)
+
+bites:
+	@scripts/bites.sh $(ARGS)
 
 lint:
 	@scripts/lint.sh

@@ -11,7 +11,13 @@ log=target/test.log
 # The servers of a test file are shared by its threads, and most of a test is waiting, so more threads than processors pay.
 say "running the tests"
 status=0
-cargo test --package unit_tests --package server_tests --no-fail-fast "$@" -- --test-threads=4 2>&1 | tee "$log" || status=$?
+cargo test --package unit_tests --package server_tests --package ledger --no-fail-fast "$@" -- --test-threads=4 2>&1 | tee "$log" || status=$?
+
+# A storm of 90 seconds, unless something else was asked for. It leaves no processor to others, so it runs alone.
+if [ $# -eq 0 ]; then
+    say "running the crash ledger"
+    cargo run --quiet --package ledger -- --seconds 90 2>&1 | tee -a "$log" || status=$?
+fi
 
 read -r passed failed < <(awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0, failed + 0 }' "$log")
 if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
