@@ -618,3 +618,61 @@ fn pg_amcheck_finds_nothing_after_all_of_that() {
         &app.database,
     ]));
 }
+
+/// What an operator asks, and what a role needs to be answered for every table.
+#[test]
+fn whoever_reads_all_data_can_watch_everything_and_dump_it() {
+    let mut app = SHARED.app("watched");
+    app.handler("held", HELD);
+    app.handler_with("fails", "RAISE 'no';", "max_attempts => 1");
+    let running = app.submit("held", json!({"point": 1}));
+    app.wait_reached(1);
+    let failed = app.submit("fails", json!({}));
+    app.wait_final(failed);
+    let unhandled = app.submit("nobody", json!({}));
+    app.wait_state(unhandled, "unhandled");
+
+    let watcher = format!("watcher_{}", app.database);
+    app.cluster.create_role(&watcher);
+    app.admin().batch_execute(&format!("GRANT pg_read_all_data TO {watcher}")).unwrap();
+    let mut client = app.cluster.connect(&app.database, &watcher);
+    let mut count = |query: &str| client.query(query, &[]).unwrap_or_else(|e| panic!("{query}: {e:?}")).len();
+    assert_eq!(
+        count(
+            "SELECT job_table, handler, state, count(*), max(now() - run_at) FILTER (WHERE state = 'available') AS waiting
+             FROM background_jobs.queue GROUP BY 1, 2, 3"
+        ),
+        2
+    );
+    assert_eq!(
+        count("SELECT pid, handler, now() - started_at FROM background_jobs.workers WHERE job_id IS NOT NULL"),
+        1
+    );
+    assert_eq!(
+        count(
+            "SELECT handler, outcome, error ->> 'sqlstate', count(*) FROM background_jobs.attempts
+             WHERE finished_at > now() - interval '1 hour' GROUP BY 1, 2, 3"
+        ),
+        1
+    );
+    assert_eq!(
+        count(
+            "SELECT tgrelid::regclass, tgname FROM pg_trigger
+             WHERE tgname LIKE 'background\\_jobs\\_%' AND NOT tgisinternal AND tgenabled <> 'A'"
+        ),
+        0
+    );
+    assert_eq!(
+        count(
+            "SELECT id FROM background_jobs j WHERE NOT completed AND NOT cancelled AND NOT EXISTS (
+                SELECT FROM background_jobs.queue q WHERE q.job_table = 'background_jobs'::regclass AND q.job_id = j.id)"
+        ),
+        0
+    );
+    drop(client);
+    let dump = run(app.cluster.client("pg_dump", &watcher).arg(&app.database));
+    assert!(dump.contains("COPY background_jobs.queued_job") && dump.contains(&unhandled.to_string()));
+    app.open_gate("go");
+    app.wait_final(running);
+    app.admin().batch_execute(&format!("DROP ROLE {watcher}")).unwrap();
+}
