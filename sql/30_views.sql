@@ -17,7 +17,9 @@ SELECT q.job_table, q.job_id, q.handler,
                 pg_catalog.current_setting('background_jobs.max_attempts', true)::pg_catalog.int4) AS max_attempts,
        q.last_error
   FROM background_jobs.queued_job q
-  LEFT JOIN background_jobs.handler h
+  -- a handler that a former owner of the table registered is not for the present owner to run
+  LEFT JOIN (background_jobs.handler h JOIN pg_catalog.pg_class c
+             ON c.oid OPERATOR(pg_catalog.=) h.job_table AND c.relowner OPERATOR(pg_catalog.=) h.owner)
     ON h.job_table OPERATOR(pg_catalog.=) q.job_table AND h.name OPERATOR(pg_catalog.=) q.handler
   LEFT JOIN background_jobs.worker_state() w
     ON w.job_table OPERATOR(pg_catalog.=) q.job_table AND w.job_id OPERATOR(pg_catalog.=) q.job_id

@@ -140,6 +140,7 @@ pub fn check_shape(table: &Relation, options: &Options) -> Result<(), PgError> {
     }
     let optional = OPTIONAL.iter().filter(|(name, ..)| options.uses(name));
     for (name, type_id, type_name) in REQUIRED.iter().chain(optional) {
+        let generated = table.column(name).is_some_and(|column| column.generated && column.type_id == *type_id);
         let problem = match table.column(name) {
             None => Some("is missing"),
             Some(column) if column.type_id != *type_id => Some("has another type"),
@@ -151,7 +152,10 @@ pub fn check_shape(table: &Relation, options: &Options) -> Result<(), PgError> {
                 PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
                 format!("table \"{}\" cannot hold jobs: column \"{name}\" {problem}", table.name),
             )
-            .detail(format!("The column must be of type {type_name}.")));
+            .detail(format!(
+                "The column must be of type {type_name}{}.",
+                if generated { " and not generated" } else { "" }
+            )));
         }
     }
     Ok(())
@@ -197,6 +201,12 @@ pub fn attachment(table: &Relation) -> Option<Options> {
     }
     let argument = |n: usize| trigger.arguments.get(n).map(String::as_str);
     Some(Options::from_arguments(argument(0), argument(1)))
+}
+
+/// Are the triggers enabled ALWAYS? A data-only restore leaves them enabled for ordinary sessions only.
+pub fn fires_in_replication(table: &Relation) -> bool {
+    let ours = |name: &str| TRIGGERS.contains(&name);
+    table.triggers.iter().filter(|trigger| ours(&trigger.name)).all(|trigger| trigger.enabled == 'A')
 }
 
 /// The prepared statements for one table under one name and with one set of options.

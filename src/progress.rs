@@ -30,11 +30,11 @@ pub fn is_dirty(slot: &ExecutorSlot) -> bool {
         && slot.progress.load(Ordering::Acquire) > slot.flushed.load(Ordering::Acquire)
 }
 
-/// Starts a new attempt at zero. By the executor, which closed the gate before.
-pub fn begin(slot: &ExecutorSlot) {
+/// Starts a new attempt at zero; with `flushed`, for the row to see, too. By the executor, which closed the gate before.
+pub fn begin(slot: &ExecutorSlot, flushed: bool) {
     slot.progress.store(0, Ordering::Release);
     slot.flushed.store(0, Ordering::Release);
-    slot.gate.store(OPEN, Ordering::Release);
+    slot.gate.store(if flushed { OPEN } else { CLOSED }, Ordering::Release);
 }
 
 /// Ends the attempt's progress: when this returns, no flush of it is under way and none will begin. By the executor,

@@ -160,6 +160,16 @@ pub fn not_finishing() {
     FINISHING.set(None);
 }
 
+/// When a job is due that asks for `run_at`: now, or not before that. A time in the past keeps its place in the order, but
+/// for "-infinity", which no position of a lane can lie before.
+pub fn schedule(asked: Option<Timestamp>, arrival: Timestamp) -> (Timing, Timestamp) {
+    match asked {
+        Some(run_at) if run_at > arrival => (Timing::Scheduled, run_at),
+        Some(run_at) if run_at > clock::BEGINNING => (Timing::Immediate, run_at),
+        _ => (Timing::Immediate, arrival),
+    }
+}
+
 fn protocol_violation() -> ! {
     PgError::new(
         PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
@@ -215,16 +225,16 @@ fn submit_row(row: &Row, table: u32, options: &Options) {
     });
     let arrival = arrival();
     let asked = options.uses("run_at").then(|| row.get("run_at", pg_sys::TIMESTAMPTZOID)).flatten();
-    let run_at = asked.map_or(arrival, |datum| datum.value() as Timestamp);
+    let (timing, run_at) = schedule(asked.map(|datum| datum.value() as Timestamp), arrival);
     let number = |name: &str, type_id| options.uses(name).then(|| row.get(name, type_id)).flatten();
     queue(&NewJob {
         job: job_of(row, table),
         handler: handler_name(handler),
         priority: number("priority", pg_sys::INT2OID).map(|datum| datum.value() as i16),
-        timing: if run_at > arrival { Timing::Scheduled } else { Timing::Immediate },
+        timing,
         run_at,
         enqueued_at: arrival,
-        max_attempts: number("max_attempts", pg_sys::INT4OID).map(|datum| (datum.value() as i32).max(1)),
+        max_attempts: number("max_attempts", pg_sys::INT4OID).map(|datum| datum.value() as i32),
         queue: column("queue"),
         job_key: column("job_key"),
     });
@@ -232,6 +242,8 @@ fn submit_row(row: &Row, table: u32, options: &Options) {
 
 /// Queues a job for whoever the caller is, and takes the note.
 pub fn queue(new: &NewJob) {
+    let limit = new.max_attempts.map(|limit| limit.max(1));
+    let new = &NewJob { max_attempts: limit, ..new.clone() };
     let quick = handler_priority(new.job.table, &new.handler).and_then(|priority| catalog::insert(new, priority));
     let lane = quick.unwrap_or_else(|| {
         bookkeeping(|| {

@@ -26,6 +26,9 @@ pub fn enqueue(args: &Args) -> Datum {
 fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
     require_preload()?;
     let handler = args.text(0).ok_or_else(|| missing("handler"))?;
+    if handler.is_empty() {
+        return Err(invalid("handler must not be empty"));
+    }
     let table = job_table::open(table_argument(args, 9)?, Lock::Write)?;
     let options = attached_table(&table)?;
     if args.int4(7).is_some_and(|value| value < 1) {
@@ -69,7 +72,7 @@ fn insert(args: &Args, table: &Relation, options: &Options, handler: &str) -> Fa
     let payload = args.datum(1);
     let mut columns = vec!["id", "timestamp", "payload", "completed", "cancelled", "progress"];
     let mut values = vec![
-        "COALESCE($1, pg_catalog.gen_random_uuid())",
+        "$1",
         "pg_catalog.now()",
         if options.uses("handler") {
             "COALESCE($2, '{}'::pg_catalog.jsonb)"
@@ -105,7 +108,7 @@ fn insert(args: &Args, table: &Relation, options: &Options, handler: &str) -> Fa
     let columns: Vec<String> = columns.into_iter().map(quote).collect();
     // The parameters are all mentioned, so that each has its type whether its column is used or not.
     let sql = format!(
-        "WITH given AS (SELECT $3, $5, $6, $7, $8, $9) INSERT INTO {} ({}) SELECT {} FROM given RETURNING id",
+        "WITH given AS (SELECT $3, $5, $6, $7, $8, $9) INSERT INTO {} ({}) SELECT {} FROM given",
         table.qualified_name(),
         columns.join(", "),
         values.join(", ")
@@ -121,8 +124,10 @@ fn insert(args: &Args, table: &Relation, options: &Options, handler: &str) -> Fa
         pg_sys::TEXTOID,
         pg_sys::INT4OID,
     ];
+    // Made here, because reading it back would take the right to SELECT.
+    let id = args.uuid(8).unwrap_or_else(call::random_uuid);
     let given = [
-        args.datum(8),
+        spi::uuid(&id),
         payload,
         key,
         spi::text(handler),
@@ -132,14 +137,15 @@ fn insert(args: &Args, table: &Relation, options: &Options, handler: &str) -> Fa
         args.datum(5),
         args.datum(7),
     ];
-    let id = spi::connect(|| Statement::new(sql, &types).execute(&given, 0).uuid(0, 1));
-    id.ok_or_else(|| {
-        PgError::new(
-            PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
-            format!("the job was not inserted into \"{}\"", table.name),
-        )
-        .hint("A trigger or rule of the table turns the INSERT away.")
-    })
+    let inserted = spi::connect(|| Statement::new(sql, &types).execute(&given, 0).processed);
+    if inserted == 1 {
+        return Ok(id);
+    }
+    Err(PgError::new(
+        PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+        format!("the job was not inserted into \"{}\"", table.name),
+    )
+    .hint("A trigger or rule of the table turns the INSERT away."))
 }
 
 /// Gives the queued job what the table has no column for.
@@ -149,8 +155,7 @@ fn adjust(args: &Args, job: JobRef, options: &Options) {
         return;
     }
     let Some(queued) = bookkeeping(|| spi::connect(|| catalog::find(job))) else { return };
-    let run_at = args.int8(2).unwrap_or(queued.run_at);
-    let timing = if run_at > clock::now() { Timing::Scheduled } else { Timing::Immediate };
+    let (timing, run_at) = submit::schedule(args.int8(2).or(Some(queued.run_at)), clock::now());
     submit::queue(&NewJob {
         job,
         handler: queued.handler,

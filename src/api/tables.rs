@@ -1,11 +1,11 @@
 //! create_table(), attach(), detach().
 
 use super::{Fallible, invalid, missing, or_raise, owned_table, require_preload};
-use crate::job::{JobRef, Timing, handler_name};
+use crate::job::{JobRef, handler_name};
 use crate::job_table::{self, DEFAULT_HANDLER_KEY, Options, TRIGGERS};
 use crate::pg::error::PgError;
 use crate::pg::fmgr::Args;
-use crate::pg::relation::{Lock, Relation, quote};
+use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::spi::{self, Statement};
 use crate::pg::{call, shmem as pg_shmem};
 use crate::worker::dispatcher::runnable;
@@ -45,11 +45,26 @@ fn qualified_name(name: &str) -> Fallible<String> {
                 .execute(&[spi::text(name)], 0);
         (0..rows.processed).filter_map(|row| rows.get(row, 1)).collect()
     });
-    match parts.len() {
-        1 | 2 => Ok(parts.iter().map(|part| quote(part)).collect::<Vec<_>>().join(".")),
+    match &parts[..] {
+        [schema, table] => Ok(relation::qualified(schema, table)),
+        // With its schema, so that no temporary table of that name is taken for it.
+        [table] => match current_schema() {
+            Some(schema) => Ok(relation::qualified(&schema, table)),
+            None => Err(PgError::new(
+                PgSqlErrorCode::ERRCODE_INVALID_SCHEMA_NAME,
+                "no schema has been selected to create in",
+            )),
+        },
         _ => Err(PgError::new(PgSqlErrorCode::ERRCODE_INVALID_NAME, format!("\"{name}\" is not the name of a table"))
             .hint("Write it as table or schema.table.")),
     }
+}
+
+/// Where an unqualified table would be created.
+fn current_schema() -> Option<String> {
+    spi::connect(|| {
+        Statement::new("SELECT pg_catalog.current_schema()::pg_catalog.text", &[]).execute(&[], 1).get(0, 1)
+    })
 }
 
 /// The elements of a name[].
@@ -153,12 +168,12 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
                 rows.datum(row, 3).and_then(|payload| call::jsonb_field_text(payload, &options.handler_key))
             });
             let arrival = submit::arrival();
-            let run_at = rows.timestamp(row, 5).unwrap_or(arrival);
+            let (timing, run_at) = submit::schedule(rows.timestamp(row, 5), arrival);
             submit::queue(&catalog::NewJob {
                 job,
                 handler: handler_name(named),
                 priority: rows.get(row, 4),
-                timing: if run_at > arrival { Timing::Scheduled } else { Timing::Immediate },
+                timing,
                 run_at,
                 enqueued_at: arrival,
                 max_attempts: rows.get(row, 6),
@@ -182,8 +197,8 @@ fn detach_table(args: &Args) -> Fallible<()> {
     let oid = args.oid(0).ok_or_else(|| missing("job_table"))?;
     let table = owned_table(oid, Lock::Define)?;
     spi::connect(|| {
-        for trigger in TRIGGERS {
-            spi::execute_once(&format!("DROP TRIGGER IF EXISTS {trigger} ON {}", table.qualified_name()));
+        for trigger in table.triggers.iter().filter(|trigger| TRIGGERS.contains(&trigger.name.as_str())) {
+            spi::execute_once(&format!("DROP TRIGGER {} ON {}", quote(&trigger.name), table.qualified_name()));
         }
     });
     submit::take_out_all(oid.to_u32());

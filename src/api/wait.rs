@@ -1,6 +1,6 @@
 //! wait().
 
-use super::{Fallible, job_argument, missing, no_such_job, or_raise, require_preload};
+use super::{Fallible, attached_table, job_argument, missing, no_such_job, or_raise, require_preload};
 use crate::gucs;
 use crate::job::{JobRef, format_id};
 use crate::job_table;
@@ -12,6 +12,7 @@ use crate::pg::spi::{self, Statement};
 use crate::pg::{database, latch, xact};
 use crate::shmem::WaiterSlot;
 use crate::submit;
+use crate::worker::executor;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::time::{Duration, Instant};
@@ -73,6 +74,13 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
     let timeout = Duration::from_micros(timeout.max(0) as u64);
     let deadline = Instant::now() + timeout;
     let table = job_table::open(Oid::from(job.table), Lock::Read)?;
+    attached_table(&table)?;
+    if executor::current().is_some_and(|current| current.assignment.job() == job) {
+        return Err(PgError::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "a handler cannot wait for its own job",
+        ));
+    }
     let waiter = WaiterSlot::register(database::current().to_u32(), job);
     submit::note_waiting();
     // Without a place in shared memory it looks now and then; with one that is the safety net.

@@ -20,7 +20,7 @@ fn identity(assignment: &Assignment, id: &JobId) -> [Option<Datum>; 4] {
         table(assignment.table),
         uuid(id),
         timestamp(assignment.enqueued_at),
-        int4(if assignment.exhausted { assignment.attempt } else { assignment.attempt - 1 }),
+        int4(if assignment.action == Action::Run { assignment.attempt - 1 } else { assignment.attempt }),
     ]
 }
 

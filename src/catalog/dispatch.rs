@@ -90,7 +90,8 @@ pub fn unhandled(after: &(u32, String), limit: i64) -> Vec<(u32, String, bool)> 
                      WHERE (q.job_table, q.handler) > (l.job_table, l.handler)
                      ORDER BY q.job_table, q.handler LIMIT 1) n)
          SELECT n.job_table::oid, n.handler,
-                EXISTS (SELECT FROM background_jobs.handler h WHERE h.job_table = n.job_table AND h.name = n.handler)
+                EXISTS (SELECT FROM background_jobs.handler h JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner
+                         WHERE h.job_table = n.job_table AND h.name = n.handler)
            FROM (SELECT * FROM name LIMIT $3) n",
         [OID, TEXT, INT8]
     )
@@ -127,6 +128,13 @@ pub fn purge_dropped_tables() -> usize {
     .execute(&[], 0)
     .processed;
     // Table by table, because the queue may be long: its tables are found by walking from one to the next.
+    gone += statement!(
+        "DELETE FROM background_jobs.handler_stat s
+          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = s.job_table)",
+        []
+    )
+    .execute(&[], 0)
+    .processed;
     gone += statement!(
         "WITH RECURSIVE tab AS (
              (SELECT q.job_table FROM background_jobs.queued_job q ORDER BY q.job_table LIMIT 1)

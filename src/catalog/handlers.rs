@@ -91,9 +91,9 @@ pub fn unregister(of: u32, name: &str) -> bool {
 pub fn handlers(only: Option<(u32, &str)>) -> Vec<Handler> {
     let rows = statement!(
         "SELECT h.job_table::oid, h.name, h.function_schema, h.function_name, h.takes_id, h.max_attempts,
-                (LEAST(extract(epoch FROM h.timeout), 1000000000) * 1000000)::bigint,
-                (LEAST(extract(epoch FROM h.retry_delay), 1000000000) * 1000000)::bigint,
-                (LEAST(extract(epoch FROM h.max_retry_delay), 1000000000) * 1000000)::bigint,
+                (extract(epoch FROM LEAST(h.timeout, CASE WHEN h.timeout IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
+                (extract(epoch FROM LEAST(h.retry_delay, CASE WHEN h.retry_delay IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
+                (extract(epoch FROM LEAST(h.max_retry_delay, CASE WHEN h.max_retry_delay IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
                 h.concurrency, h.synchronous_commit
            FROM background_jobs.handler h
            JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner

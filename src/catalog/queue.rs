@@ -130,7 +130,8 @@ pub fn find_in(job: JobRef, into: Option<Current>) -> Option<QueuedJob> {
         "SELECT q.handler, q.priority, q.timing, q.run_at, q.enqueued_at, q.attempts, q.max_attempts,
                 COALESCE(q.queue, h.queue), q.last_error, h.name IS NOT NULL, h.max_attempts
            FROM background_jobs.queued_job q
-           LEFT JOIN background_jobs.handler h ON h.job_table = q.job_table AND h.name = q.handler
+           LEFT JOIN (background_jobs.handler h JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner)
+             ON h.job_table = q.job_table AND h.name = q.handler
           WHERE q.job_table = $1 AND q.job_id = $2",
         [OID, UUID]
     )

@@ -35,3 +35,10 @@ pub fn jsonb_is_object(json: pg_sys::Datum) -> bool {
     let kind: Option<String> = unsafe { pgrx::direct_function_call(pg_sys::jsonb_typeof, &[Some(json)]) };
     kind.as_deref() == Some("object")
 }
+
+/// A random (version 4) uuid.
+pub fn random_uuid() -> [u8; 16] {
+    // SAFETY: a function without arguments, whose result is a uuid.
+    let datum = unsafe { pgrx::direct_function_call_as_datum(pg_sys::gen_random_uuid, &[]) };
+    datum.map(crate::pg::spi::uuid_bytes).unwrap_or_default()
+}

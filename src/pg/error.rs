@@ -48,11 +48,10 @@ impl PgError {
                 report = report.set_hint(hint.clone());
             }
             report.report(PgLogLevel::ERROR);
-        } else {
-            // A SQLSTATE that some user made up: pgrx would turn it into XX000.
-            report(pg_sys::PGERROR as c_int, self);
+            unreachable!("an ERROR does not return");
         }
-        unreachable!("an ERROR does not return");
+        // A SQLSTATE that some user made up, which pgrx's own value cannot hold.
+        std::panic::panic_any(self.clone())
     }
 
     /// Writes it to the server log without touching the transaction.
@@ -88,13 +87,12 @@ unsafe extern "C-unwind" {
     fn errcontext_msg(format: *const c_char, ...) -> c_int;
 }
 
-/// A copy in the error context, which the server frees when the error is done with; no Rust value is left to
-/// be dropped when `errfinish` jumps away.
-fn in_error_context(text: &str) -> *const c_char {
+/// A copy in the current memory context, so that no Rust value is left to be dropped when `errfinish` jumps away.
+fn palloced(text: &str) -> *const c_char {
     let clean: Vec<u8> = text.bytes().filter(|b| *b != 0).collect();
-    // SAFETY: ErrorContext always exists; the length passed is that of the buffer.
+    // SAFETY: there always is a current context; the length passed is that of the buffer.
     unsafe {
-        let copy = pg_sys::MemoryContextAlloc(pg_sys::ErrorContext, clean.len() + 1).cast::<u8>();
+        let copy = pg_sys::palloc(clean.len() + 1).cast::<u8>();
         std::ptr::copy_nonoverlapping(clean.as_ptr(), copy, clean.len());
         *copy.add(clean.len()) = 0;
         copy.cast_const().cast()
@@ -110,12 +108,12 @@ fn report(level: c_int, error: &PgError) {
             return;
         }
         errcode(pack(&error.sqlstate));
-        errmsg_internal(format, in_error_context(&error.message));
+        errmsg_internal(format, palloced(&error.message));
         if let Some(detail) = &error.detail {
-            errdetail_internal(format, in_error_context(detail));
+            errdetail_internal(format, palloced(detail));
         }
         if let Some(hint) = &error.hint {
-            errhint(format, in_error_context(hint));
+            errhint(format, palloced(hint));
         }
         errfinish(c"background_jobs".as_ptr(), 0, std::ptr::null());
     }
@@ -123,7 +121,7 @@ fn report(level: c_int, error: &PgError) {
 
 /// What the context callback of a guarded call knows: the line it adds, and where it keeps what it saw.
 struct Watch {
-    line: CString,
+    line: Option<CString>,
     keep: pg_sys::MemoryContext,
     seen: *mut pg_sys::ErrorData,
 }
@@ -133,7 +131,9 @@ unsafe extern "C-unwind" fn on_error(arg: *mut c_void) {
     // CopyErrorData wants another context than ErrorContext, which is the current one in a callback.
     unsafe {
         let watch = &mut *arg.cast::<Watch>();
-        errcontext_msg(c"%s".as_ptr(), watch.line.as_ptr());
+        if let Some(line) = &watch.line {
+            errcontext_msg(c"%s".as_ptr(), line.as_ptr());
+        }
         let before = pg_sys::MemoryContextSwitchTo(watch.keep);
         watch.seen = pg_sys::CopyErrorData();
         pg_sys::MemoryContextSwitchTo(before);
@@ -157,8 +157,13 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
 ///
 /// `keep` receives the copies; its owner resets it once the error was dealt with.
 pub fn catch_as<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
-    let mut watch =
-        Watch { line: CString::new(line).unwrap_or_default(), keep: keep.raw(), seen: std::ptr::null_mut() };
+    let watch = Watch { line: CString::new(line).ok(), keep: keep.raw(), seen: std::ptr::null_mut() };
+    let (result, seen) = watched(watch, f);
+    result.map_err(|error| complete(error, seen))
+}
+
+/// Runs `f` and tells what it raised, and the server's own record of the last error that was seen meanwhile.
+fn watched<T>(mut watch: Watch, f: impl FnOnce() -> T) -> (Result<T, PgError>, *mut pg_sys::ErrorData) {
     // SAFETY: reads the state of this process.
     let previous = unsafe { pg_sys::error_context_stack };
     let mut callback =
@@ -169,27 +174,101 @@ pub fn catch_as<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<
     let result = catch(f);
     // SAFETY: as above.
     unsafe { pg_sys::error_context_stack = previous };
-    result.map_err(|error| complete(error, watch.seen))
+    (result, watch.seen)
 }
 
-/// Adds what only the server's own error record has. What was seen last need not be what was thrown (PL/pgSQL
-/// can raise an older error again, which calls no callback): the messages tell.
-fn complete(mut error: PgError, seen: *mut pg_sys::ErrorData) -> PgError {
+/// What leaves a function of ours, in memory of the server, so that nothing is left to be dropped when it is thrown.
+enum Thrown {
+    /// The server's error as it came: SQLSTATE, context, names of tables and constraints.
+    Whole(*mut pg_sys::ErrorData),
+    /// An error of our own.
+    Own { code: c_int, message: *const c_char, detail: *const c_char, hint: *const c_char },
+}
+
+/// Calls `f`, the body of a function that the server has called, and throws what it raises in the server's way. pgrx's own
+/// boundary would lose what `Thrown::Whole` keeps.
+///
+/// # Safety
+/// The caller is the function's entry point, with nothing to be dropped in its frame.
+pub unsafe fn at_boundary<T>(f: impl FnOnce() -> T) -> T {
+    let thrown = match thrown_by(f) {
+        Ok(value) => return value,
+        Err(thrown) => thrown,
+    };
+    unsafe extern "C-unwind" {
+        fn ReThrowError(error: *mut pg_sys::ErrorData) -> !;
+    }
+    // SAFETY: no Rust value lives in this frame or, by its promise, in the caller's; the strings are the server's.
+    unsafe {
+        match thrown {
+            Thrown::Whole(error) => ReThrowError(error),
+            Thrown::Own { code, message, detail, hint } => {
+                let format = c"%s".as_ptr();
+                errstart(pg_sys::PGERROR as c_int, std::ptr::null());
+                errcode(code);
+                errmsg_internal(format, message);
+                if !detail.is_null() {
+                    errdetail_internal(format, detail);
+                }
+                if !hint.is_null() {
+                    errhint(format, hint);
+                }
+                errfinish(c"background_jobs".as_ptr(), 0, std::ptr::null());
+            }
+        }
+    }
+    unreachable!("an ERROR does not return")
+}
+
+fn thrown_by<T>(f: impl FnOnce() -> T) -> Result<T, Thrown> {
+    // SAFETY: reads the state of this process; it is the context of the caller, which outlives the call.
+    let keep = unsafe { pg_sys::CurrentMemoryContext };
+    let (result, seen) = watched(Watch { line: None, keep, seen: std::ptr::null_mut() }, f);
+    result.map_err(|error| {
+        if same_message(&error, seen) {
+            return Thrown::Whole(seen);
+        }
+        let optional = |text: &Option<String>| text.as_deref().map_or(std::ptr::null(), palloced);
+        Thrown::Own {
+            code: pack(&error.sqlstate),
+            message: palloced(&error.message),
+            detail: optional(&error.detail),
+            hint: optional(&error.hint),
+        }
+    })
+}
+
+/// Is what was seen last what was raised? It need not be: PL/pgSQL can raise an older error again, which calls no callback.
+fn same_message(error: &PgError, seen: *mut pg_sys::ErrorData) -> bool {
     if seen.is_null() {
-        return error;
+        return false;
     }
     // SAFETY: `seen` was filled by CopyErrorData in a context that has not been reset since.
     unsafe {
-        let text = |p: *mut c_char| (!p.is_null()).then(|| CStr::from_ptr(p).to_string_lossy().into_owned());
-        if text((*seen).message).as_deref() == Some(error.message.as_str()) {
+        let message = (*seen).message;
+        !message.is_null() && CStr::from_ptr(message).to_string_lossy() == error.message
+    }
+}
+
+/// Adds what only the server's own error record has.
+fn complete(mut error: PgError, seen: *mut pg_sys::ErrorData) -> PgError {
+    if same_message(&error, seen) {
+        // SAFETY: as in `same_message`.
+        unsafe {
             error.sqlstate = unpack((*seen).sqlerrcode);
-            error.context = text((*seen).context);
+            let context = (*seen).context;
+            error.context = (!context.is_null()).then(|| CStr::from_ptr(context).to_string_lossy().into_owned());
         }
     }
     error
 }
 
 fn from_caught(error: CaughtError) -> PgError {
+    if let CaughtError::RustPanic { payload, .. } = &error
+        && let Some(own) = payload.downcast_ref::<PgError>()
+    {
+        return own.clone();
+    }
     let (CaughtError::PostgresError(report)
     | CaughtError::ErrorReport(report)
     | CaughtError::RustPanic { ereport: report, .. }) = error;

@@ -133,10 +133,9 @@ macro_rules! sql_functions {
 
             #[unsafe(no_mangle)]
             #[doc(hidden)]
-            #[pgrx::pg_guard]
             pub unsafe extern "C-unwind" fn $symbol(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> Datum {
                 // SAFETY: the server calls this with a valid fcinfo, and the arguments do not outlive the call.
-                $body(&unsafe { Args::new(fcinfo) })
+                unsafe { crate::pg::error::at_boundary(|| $body(&Args::new(fcinfo))) }
             }
         )*
     };

@@ -132,17 +132,18 @@ macro_rules! trigger_function {
 
         #[unsafe(no_mangle)]
         #[doc(hidden)]
-        #[pgrx::pg_guard]
         pub unsafe extern "C-unwind" fn $symbol(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
             // SAFETY: the server calls this with a valid fcinfo, and the call value does not outlive it.
-            match unsafe { Call::new(fcinfo) } {
-                Some(call) => $body(&call),
-                None => crate::pg::error::PgError::new(
-                    pgrx::PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
-                    "function was not called as an AFTER trigger",
-                )
-                .hint("Attach a job table with background_jobs.attach().")
-                .raise(),
+            unsafe {
+                crate::pg::error::at_boundary(|| match Call::new(fcinfo) {
+                    Some(call) => $body(&call),
+                    None => crate::pg::error::PgError::new(
+                        pgrx::PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                        "function was not called as an AFTER trigger",
+                    )
+                    .hint("Attach a job table with background_jobs.attach().")
+                    .raise(),
+                })
             }
             pgrx::pg_sys::Datum::from(0)
         }

@@ -58,8 +58,18 @@ pub struct Assignment {
     pub due_at: Timestamp,
     /// Was running when the server crashed.
     pub suspect: bool,
-    /// The attempts are used up: do not run the handler, write the final failure.
-    pub exhausted: bool,
+    pub action: Action,
+}
+
+/// What an executor is to do about a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Action {
+    Run = 0,
+    /// The attempts are used up: write the final failure into the row.
+    Fail = 1,
+    /// The attempt ended with its executor or with the server, which left its progress in the row: take that back.
+    Restart = 2,
 }
 
 impl Assignment {

@@ -10,7 +10,7 @@ mod waiter;
 mod writer;
 
 pub use database::{DatabaseSlot, Exit, Note};
-pub use executor::{Assignment, ClaimState, ExecutorSlot, Interrupt, Name, REFUSED, SlotState};
+pub use executor::{Action, Assignment, ClaimState, ExecutorSlot, Interrupt, Name, REFUSED, SlotState};
 pub use waiter::WaiterSlot;
 pub use writer::WriterSlot;
 

@@ -10,7 +10,7 @@ use crate::gucs;
 use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing};
 use crate::pg::clock;
-use crate::shmem::{self, Assignment, ExecutorSlot, Name, SlotState};
+use crate::shmem::{self, Action, Assignment, ExecutorSlot, Name, SlotState};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -58,6 +58,7 @@ impl Dispatcher {
                 owners.insert(table.owner, true);
             }
         }
+        self.hand_restarts();
         while !owners.is_empty() {
             owners.retain(|owner, _| self.assign_one(*owner));
         }
@@ -73,6 +74,31 @@ impl Dispatcher {
         }
     }
 
+    /// Has the rows of attempts that nobody could end brought back to zero progress.
+    fn hand_restarts(&mut self) {
+        for assignment in std::mem::take(&mut self.restarts) {
+            let owner = self.tables.get(&assignment.table).filter(|table| table.runnable).map(|table| table.owner);
+            let Some(owner) = owner.filter(|_| !self.claims.contains_key(&assignment.job())) else { continue };
+            let handed = self.room(owner, false).and_then(|executor| {
+                let slot = &shmem::executors()[executor];
+                slot.hand(&assignment).map(|number| (executor, number, slot))
+            });
+            match handed {
+                Some((executor, number, slot)) => {
+                    slot.process.wake();
+                    let lane = LaneKey {
+                        table: assignment.table,
+                        handler: assignment.handler.to_text(),
+                        priority: assignment.priority,
+                        timing: Timing::Retry,
+                    };
+                    self.claims.insert(assignment.job(), Claimed { executor, number, lane });
+                }
+                None => self.restarts.push(assignment),
+            }
+        }
+    }
+
     /// Owners whose due jobs found no room.
     fn owners_left(&self) -> Vec<u32> {
         let mut owners: Vec<u32> = self
@@ -83,6 +109,7 @@ impl Dispatcher {
             .filter_map(|lane| self.tables.get(&lane.key.table))
             .filter(|table| table.runnable)
             .map(|table| table.owner)
+            .chain(self.restarts.iter().filter_map(|a| self.tables.get(&a.table)).map(|table| table.owner))
             .collect();
         owners.sort_unstable();
         owners.dedup();
@@ -186,7 +213,7 @@ impl Dispatcher {
             enqueued_at: waiting.enqueued_at,
             due_at: waiting.run_at,
             suspect: key.timing == Timing::Quarantine,
-            exhausted,
+            action: if exhausted { Action::Fail } else { Action::Run },
         }
     }
 }

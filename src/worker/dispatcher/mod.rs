@@ -13,7 +13,7 @@ use crate::gucs;
 use crate::job::{JobRef, LaneKey};
 use crate::pg::error::PgError;
 use crate::pg::{bgworker, clock, database, guc, lwlock, relation, role, signal, spi, xact};
-use crate::shmem::{self, DatabaseSlot, Exit};
+use crate::shmem::{self, Assignment, DatabaseSlot, Exit};
 use crate::worker::{DISPATCHER, Next, run};
 use lane::Lane;
 use pgrx::PgSqlErrorCode;
@@ -66,6 +66,8 @@ pub struct Dispatcher {
     unhandled: Vec<(u32, String)>,
     unhandled_from: (u32, String),
     interrupts: Interrupts,
+    /// Attempts that ended with their executor: their rows still show their progress.
+    restarts: Vec<Assignment>,
     complained: HashSet<String>,
     turns: u64,
     failures: u32,
@@ -128,6 +130,7 @@ impl Dispatcher {
             unhandled: Vec::new(),
             unhandled_from: (0, String::new()),
             interrupts: Interrupts::default(),
+            restarts: Vec::new(),
             complained: HashSet::new(),
             turns: 0,
             failures: 0,
@@ -193,6 +196,7 @@ impl Dispatcher {
                 .map(|handler| ((handler.table, handler.name.clone()), handler))
                 .collect();
             self.handlers_version = Some(version);
+            self.lanes.values_mut().for_each(|lane| lane.blocked_until = None);
             self.read_tables();
         }
         let notes = self.slot.take();
@@ -268,7 +272,7 @@ impl Dispatcher {
             let problem = runnable(owner).err();
             self.tables.insert(table, Table { owner: owner.to_u32(), runnable: problem.is_none() });
             if let Some(problem) = problem {
-                self.complain(format!("owner {}", owner.to_u32()), &problem);
+                self.complain(format!("owner {} {}", owner.to_u32(), problem.sqlstate), &problem);
             }
         }
     }
@@ -300,7 +304,9 @@ impl Dispatcher {
     /// Logs a problem once.
     fn complain(&mut self, about: String, problem: &PgError) {
         if self.complained.len() < COMPLAINTS && self.complained.insert(about) {
-            problem.log();
+            // log_line_prefix knows a worker's database by no escape.
+            let detail = problem.detail.as_deref().unwrap_or("No job of it runs.");
+            problem.clone().detail(format!("{detail} This is in database \"{}\".", self.name)).log();
         }
     }
 

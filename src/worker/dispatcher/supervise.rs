@@ -13,7 +13,7 @@ use crate::pg::error::PgError;
 use crate::pg::{guc, lwlock, signal, spi, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
-use crate::shmem::{self, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot};
+use crate::shmem::{self, Action, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot};
 use crate::worker::executor::timeout_error;
 use pgrx::PgSqlErrorCode;
 use std::collections::HashMap;
@@ -136,8 +136,9 @@ impl Dispatcher {
                 }
             });
         });
-        if let Err(error) = charged {
-            error.log();
+        match charged {
+            Ok(()) => self.restarts.push(Assignment { action: Action::Restart, suspect: false, ..*assignment }),
+            Err(error) => error.log(),
         }
         let lane = LaneKey {
             table: assignment.table,
@@ -173,6 +174,8 @@ impl Dispatcher {
             Ok(()) => {
                 let places: Vec<usize> = suspects.iter().map(|(place, _)| *place).collect();
                 journal::acquit(&places);
+                let restart = |assignment| Assignment { action: Action::Restart, suspect: false, ..assignment };
+                self.restarts.extend(suspects.iter().map(|(_, entry)| restart(entry.assignment)));
             }
             Err(error) => error.log(),
         }

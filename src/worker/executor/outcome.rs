@@ -16,7 +16,7 @@ use crate::pg::{guc, spi, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
 use crate::retry;
-use crate::shmem::{Assignment, Interrupt};
+use crate::shmem::{Action, Assignment, Interrupt};
 use crate::submit;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Datum;
@@ -38,6 +38,8 @@ pub enum Ended {
     Revoked,
     /// Nothing could be done about it now.
     Refused,
+    /// The row's progress was taken back to zero; the job goes on waiting.
+    Restarted,
 }
 
 /// Writes the completion: the guarded UPDATE of the row as its owner, then the fence. Raises an error when either
@@ -67,6 +69,22 @@ pub fn complete(
         }
         PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise();
     }
+}
+
+/// The run found its job withdrawn, and was rolled back. By somebody else, it stays so. By its own handler, that was rolled
+/// back with the rest: then the attempt has failed, or it would be made for ever.
+pub fn withdrawn(executor: &mut Executor, job: &Job, started_at: Timestamp) -> Ended {
+    let queued = bookkeeping(|| spi::connect(|| catalog::find(job.assignment.job())));
+    if queued.is_none_or(|queued| queued.enqueued_at != job.assignment.enqueued_at) {
+        return Ended::Withdrawn;
+    }
+    let error = PgError::new(
+        PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+        "the handler cancelled, completed or deleted its own job",
+    )
+    .detail("That was rolled back with everything else that it did.")
+    .hint("Return a result to complete the job, or raise an error to fail it.");
+    record(executor, job, Setback::Error, &error, started_at)
 }
 
 fn fence(assignment: &Assignment) -> bool {
@@ -104,7 +122,11 @@ fn finish_row(
                 Some(Datum::from(job.assignment.attempt)),
                 spi::timestamp(started_at),
                 spi::timestamp(clock::now()),
-                float4_datum(if job.assignment.exhausted { 0.0 } else { progress::reported(executor.slot) }),
+                float4_datum(if job.assignment.action == Action::Run {
+                    progress::reported(executor.slot)
+                } else {
+                    0.0
+                }),
             ];
             statement.execute(&arguments, 0).processed > 0
         })
@@ -225,7 +247,7 @@ fn setback_of(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
 }
 
 /// The next attempt starts at zero, for all to see.
-fn restart_progress(executor: &mut Executor, job: &Job) {
+pub fn restart_progress(executor: &mut Executor, job: &Job) {
     if let Some(table) = executor.tables.open(job.assignment.table, Lock::Write) {
         on_row(job, || {
             spi::connect(|| table.restart.execute(&[spi::uuid(&job.assignment.id)], 0));

@@ -14,7 +14,7 @@ use crate::pg::error::{PgError, forget_cancel};
 use crate::pg::{bgworker, clock, guc, session, signal, timer, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
-use crate::shmem::{Assignment, ClaimState, Interrupt, Note, REFUSED, WaiterSlot};
+use crate::shmem::{Action, Assignment, ClaimState, Interrupt, Note, REFUSED, WaiterSlot};
 use crate::submit;
 use crate::worker::progress_writer;
 use pgrx::PgSqlErrorCode;
@@ -134,7 +134,7 @@ fn commit_some(
 }
 
 fn shares_commit(executor: &Executor, job: &Job) -> bool {
-    !job.alone && !job.assignment.exhausted && executor.pace.is_short(job)
+    !job.alone && job.assignment.action == Action::Run && executor.pace.is_short(job)
 }
 
 impl Run {
@@ -149,9 +149,17 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run
     let slot = executor.slot;
     let mut run = Run::of(job, Ended::Completed);
     run.started_at = clock::now();
-    if job.assignment.exhausted {
-        run.ended = outcome::fail_exhausted(executor, job);
-        return run;
+    match job.assignment.action {
+        Action::Run => {}
+        Action::Fail => {
+            run.ended = outcome::fail_exhausted(executor, job);
+            return run;
+        }
+        Action::Restart => {
+            outcome::restart_progress(executor, job);
+            run.ended = Ended::Restarted;
+            return run;
+        }
     }
     let id = format_id(&job.assignment.id);
     let line = format!("background job {id} ({})", job.handler.definition.name);
@@ -189,7 +197,9 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run
     }
     run.ended = match result {
         Ok(()) => Ended::Completed,
-        Err(_) if withdrawn || interrupt == Some(Interrupt::Cancelled) => Ended::Withdrawn,
+        Err(_) if withdrawn || interrupt == Some(Interrupt::Cancelled) => {
+            outcome::withdrawn(executor, job, run.started_at)
+        }
         Err(error) if company.is_some() && interrupt.is_none() && error.is(PgSqlErrorCode::ERRCODE_QUERY_CANCELED) => {
             Ended::Overran
         }
@@ -213,13 +223,11 @@ fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
     );
     executor.slot.started_ns.store(clock::monotonic_ns(), Ordering::Release);
     forget_cancel();
+    // Above READ COMMITTED the job's own completion would fail to serialize after a flush of its progress.
+    progress::begin(executor.slot, xact::sees_new_commits());
     executor.slot.begin(job.number);
     // It may have been asked for before there was something to interrupt.
     signal::interrupt_self();
-    // Above READ COMMITTED the job's own completion would fail to serialize after a flush of its progress.
-    if xact::sees_new_commits() {
-        progress::begin(executor.slot);
-    }
 }
 
 fn close_progress(executor: &Executor) {
@@ -251,7 +259,7 @@ fn settle(executor: &mut Executor, runs: &[Run]) {
                 };
                 notes.extend(Note::new(&lane, run_at));
             }
-            Ended::Revoked | Ended::Refused | Ended::Overran => {}
+            Ended::Revoked | Ended::Refused | Ended::Overran | Ended::Restarted => {}
         }
         count(executor, run, &handler);
         if !matches!(run.ended, Ended::Revoked) {
@@ -272,7 +280,7 @@ fn count(executor: &mut Executor, run: &Run, handler: &str) {
             Ended::Failed => counts.failed += 1,
             Ended::Retry(_) => counts.retried += 1,
             Ended::Withdrawn => counts.cancelled += 1,
-            Ended::Revoked | Ended::Refused | Ended::Overran => return,
+            Ended::Revoked | Ended::Refused | Ended::Overran | Ended::Restarted => return,
         }
         counts.total_run += took;
         counts.max_run = counts.max_run.max(took);

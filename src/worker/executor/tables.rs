@@ -1,14 +1,18 @@
 //! The job tables that this executor has met: checked under a lock, with their prepared statements.
 
 use crate::job_table::{self, Statements};
+use crate::pg::error::PgError;
 use crate::pg::relation::{self, Lock};
+use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 #[derive(Default)]
 pub struct Tables {
     known: HashMap<u32, Rc<Statements>>,
+    /// What was said about tables already.
+    complained: HashSet<(u32, String)>,
 }
 
 impl Tables {
@@ -20,10 +24,32 @@ impl Tables {
             return None;
         }
         let options = job_table::attachment(&relation)?;
-        job_table::check_shape(&relation, &options).ok()?;
+        if job_table::fires_in_replication(&relation) {
+            self.complained.remove(&(oid, String::new()));
+        } else {
+            let name = relation.qualified_name();
+            let problem = PgError::new(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("triggers of job table {name} are not enabled ALWAYS"),
+            )
+            .detail("Rows that arrive by replication are not submitted.")
+            .hint(format!("Call background_jobs.attach('{name}')."));
+            self.complain(oid, String::new(), &problem);
+        }
+        if let Err(problem) = job_table::check_shape(&relation, &options) {
+            self.complain(oid, problem.message.clone(), &problem);
+            return None;
+        }
         if !self.known.get(&oid).is_some_and(|known| known.fit(&relation, &options)) {
             self.known.insert(oid, Rc::new(Statements::new(&relation, &options)));
         }
         self.known.get(&oid).cloned()
+    }
+
+    /// Logs a problem of a table once.
+    fn complain(&mut self, table: u32, about: String, problem: &PgError) {
+        if self.complained.insert((table, about)) {
+            problem.log();
+        }
     }
 }
