@@ -655,11 +655,10 @@ fn a_job_whose_handler_a_former_owner_registered_is_shown_as_unhandled_and_compl
         .batch_execute(&format!("GRANT INSERT, SELECT ON public.background_jobs TO {}", ident(&app.role)))
         .unwrap();
     let id = app.submit("theirs", json!({}));
-    let (cluster, name) = (app.cluster, app.database.clone());
+    let cluster = app.cluster;
     cluster.wait_within(Duration::from_secs(5), "the log to say why nothing runs", || {
         let log = cluster.log();
-        let said =
-            log.lines().any(|line| line.contains(&name) && line.contains("theirs") && line.contains("background_jobs"));
+        let said = log.contains("no handler named \"theirs\"");
         if said { Ok(()) } else { Err(app.state(id)) }
     });
     assert_eq!(app.state(id), "unhandled");
@@ -699,7 +698,6 @@ fn a_table_that_turns_completions_away_does_not_run_its_jobs_for_ever() {
     );
     let mut failures = Vec::new();
     for (place, undo) in [
-        ("CREATE RULE away AS ON UPDATE TO background_jobs DO INSTEAD NOTHING", "DROP RULE away ON background_jobs"),
         (
             "CREATE TRIGGER away BEFORE UPDATE ON background_jobs FOR EACH ROW EXECUTE FUNCTION nothing()",
             "DROP TRIGGER away ON background_jobs",
@@ -708,6 +706,8 @@ fn a_table_that_turns_completions_away_does_not_run_its_jobs_for_ever() {
             "ALTER TABLE background_jobs ADD CONSTRAINT away CHECK (NOT completed) NOT VALID",
             "ALTER TABLE background_jobs DROP CONSTRAINT away",
         ),
+        // Last: a plan that a rule has made empty depends on no table, so nothing tells the server that it is stale.
+        ("CREATE RULE away AS ON UPDATE TO background_jobs DO INSTEAD NOTHING", "DROP RULE away ON background_jobs"),
     ] {
         app.sql("ALTER SEQUENCE starts RESTART");
         app.sql(place);
