@@ -126,8 +126,7 @@ fn in_front_of_pg_catalog() -> String {
     // Last: from here on these names mean something else in a session that finds them first.
     for name in ["oid", "regclass", "regrole", "uuid", "jsonb", "text", "float4", "int2", "int4", "int8", "timestamptz"]
     {
-        let base = if name.starts_with("reg") { name } else { name };
-        sql += &format!("CREATE DOMAIN public.{name} AS pg_catalog.{base} CHECK (public.in_name());");
+        sql += &format!("CREATE DOMAIN public.{name} AS pg_catalog.{name} CHECK (public.in_name());");
     }
     format!(
         "CREATE FUNCTION public.in_name() RETURNS boolean LANGUAGE plpgsql AS

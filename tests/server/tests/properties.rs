@@ -128,7 +128,7 @@ fn any_progress_is_an_error_or_the_largest_so_far() {
     let value = prop_oneof![
         4 => 0.0..=1.0_f64,
         1 => any::<f64>(),
-        1 => (0.0..=1e-30_f64),
+        1 => 0.0..=1e-30_f64,
         2 => proptest::sample::select(vec![
             0.0, -0.0, 1.0, f64::NAN, -f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-300, 5e-324, 1.0 + f64::EPSILON, 1.0 - f64::EPSILON / 2.0,
             f64::from(ALMOST), f64::from(f32::MIN_POSITIVE), 1.0 / 3.0, 2.0,
