@@ -67,6 +67,24 @@ pub fn set_session(name: &CStr, value: &CStr) {
     set(name, value, pg_sys::GucAction::GUC_ACTION_SET);
 }
 
+/// In a deadlock the one that notices first gives up. That shall be our worker, never the session that it met: what a worker
+/// gives up, it does again.
+pub fn notice_deadlocks_first() {
+    // SAFETY: as in `set`. As an override it is the session's default, which no RESET takes back.
+    unsafe {
+        pg_sys::set_config_option(
+            c"deadlock_timeout".as_ptr(),
+            c"100ms".as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+            pg_sys::GucAction::GUC_ACTION_SET,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
 /// Makes a misspelt setting with our prefix an error rather than a placeholder.
 pub fn reserve_prefix(prefix: &CStr) {
     // SAFETY: called once while the library is loaded, after all settings were defined.

@@ -101,6 +101,7 @@ pub fn main(argument: u64) {
     }
     bgworker::connect(Oid::from(database), Oid::INVALID);
     guc::pin_session();
+    guc::notice_deadlocks_first();
     bgworker::report_application_name(DISPATCHER);
     bgworker::report_activity(None);
     let mut dispatcher = Dispatcher::new(slot, database);

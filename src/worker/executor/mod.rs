@@ -20,7 +20,7 @@ use crate::handler::Handlers;
 use crate::journal;
 use crate::pg::memory::Context;
 use crate::pg::role::bookkeeping;
-use crate::pg::{bgworker, clock, lwlock, role, signal, spi, xact};
+use crate::pg::{bgworker, clock, guc, lwlock, role, signal, spi, xact};
 use crate::shmem::{self, ClaimState, DatabaseSlot, ExecutorSlot, SlotState};
 use crate::worker::{EXECUTOR, Next, run as run_worker};
 use pgrx::pg_sys::Oid;
@@ -88,6 +88,7 @@ pub fn main(argument: u64) {
         return;
     }
     bgworker::connect(Oid::from(database), Oid::from(owner));
+    guc::notice_deadlocks_first();
     bgworker::report_application_name(EXECUTOR);
     bgworker::report_activity(None);
     let Some(dispatcher) = shmem::database(database) else { return };
@@ -212,7 +213,7 @@ impl Executor {
             return;
         }
         let written = xact::transaction(|| {
-            crate::pg::guc::set_local(c"synchronous_commit", "off");
+            guc::set_local(c"synchronous_commit", "off");
             bookkeeping(|| {
                 spi::connect(|| {
                     for ((table, handler), counts) in &stats {
