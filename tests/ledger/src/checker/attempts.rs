@@ -3,7 +3,8 @@
 use crate::evidence::{Evidence, Start};
 use crate::kinds::Kind;
 use crate::run::{Blow, Run};
-use std::collections::{BTreeMap, HashMap};
+use server_tests::Uuid;
+use std::collections::BTreeMap;
 
 /// Starts of one attempt that need no reason: a batch in which it overran its company, one whose commit failed, one more.
 const FREE: usize = 4;
@@ -18,7 +19,7 @@ pub fn check(run: &Run, evidence: &Evidence) {
             run.violated("I14", table, Some(start.job), format!("its session had: {}", start.dirt));
         }
         if start.attempt > 1 && !was_charged(evidence, start) {
-            let text = format!("attempt {} was started, and nothing tells of the one before", start.attempt);
+            let text = format!("attempt {} was started, and none before it of this submission is known", start.attempt);
             run.violated("I5", table, Some(start.job), text);
         }
     }
@@ -29,12 +30,15 @@ pub fn check(run: &Run, evidence: &Evidence) {
 }
 
 fn was_charged(evidence: &Evidence, start: &Start) -> bool {
-    let charged = |attempt: &crate::evidence::Attempt| attempt.outcome != "conflict";
-    evidence.attempts(&start.job).iter().any(|attempt| attempt.attempt == start.attempt - 1 && charged(attempt))
+    // An earlier row of the same id has attempts of its own.
+    let inserted = evidence.edges(&start.job).iter().find(|edge| edge.seq == start.seq).map_or(0.0, |edge| edge.at);
+    evidence.attempts(&start.job).iter().any(|attempt| {
+        attempt.attempt == start.attempt - 1 && attempt.outcome != "conflict" && attempt.finished > inserted
+    })
 }
 
 /// The same attempt is started again only if there was a reason: a conflict, a stop or a crash, a signal.
-fn repeated(run: &Run, evidence: &Evidence, job: &server_tests::Uuid) {
+fn repeated(run: &Run, evidence: &Evidence, job: &Uuid) {
     let mut attempts: BTreeMap<(i32, i32), Vec<&Start>> = BTreeMap::new();
     for start in evidence.starts(job) {
         attempts.entry((start.seq, start.attempt)).or_default().push(start);
@@ -57,15 +61,13 @@ fn repeated(run: &Run, evidence: &Evidence, job: &server_tests::Uuid) {
 }
 
 /// No run of the job begins between the beginning and the end of another.
-fn overlapping(run: &Run, evidence: &Evidence, job: &server_tests::Uuid) {
+fn overlapping(run: &Run, evidence: &Evidence, job: &Uuid) {
     let starts: Vec<&Start> = evidence.starts(job).collect();
-    let mut ends: HashMap<u32, usize> = HashMap::new();
     for start in &starts {
         let overlap = starts
             .iter()
             .find(|other| other.pid != start.pid && start.line < other.line && Some(other.line) < start.ended);
         if let Some(other) = overlap {
-            ends.insert(start.pid, other.line);
             let table = evidence.jobs.get(job).map(|job| job.table);
             let text = format!("attempts {} and {} ran at the same time", start.attempt, other.attempt);
             run.violated("I6", table, Some(*job), text);

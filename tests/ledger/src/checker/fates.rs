@@ -130,7 +130,7 @@ fn ending(row: &Job, told: &impl Fn(&'static str, String)) {
             if sqlstate != kind.error && !NEMESIS_ERRORS.contains(&sqlstate) {
                 told("I3", format!("it failed with what neither its handler nor the nemesis does: {result}"));
             }
-            if attempts != Value::from(kind.max_attempts) {
+            if attempts != kind.max_attempts {
                 told("I5", format!("it failed for good after {attempts} of {} attempts", kind.max_attempts));
             }
         }

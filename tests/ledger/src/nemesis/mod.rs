@@ -15,7 +15,7 @@ pub struct Lost(pub String);
 pub fn storm(run: &Run, length: Duration, until_found: bool) -> Result<(), Lost> {
     let begun = Instant::now();
     let mut blows = Blows::new(run);
-    while begun.elapsed() < length && !(until_found && !run.violations().is_empty()) {
+    while begun.elapsed() < length && (!until_found || run.violations().is_empty()) {
         let pause = blows.rng.u64(100..700);
         std::thread::sleep(Duration::from_millis(pause));
         match blows.rng.u32(..100) {
