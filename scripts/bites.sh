@@ -17,7 +17,7 @@ found=0 missed=0
 for bug in "$@"; do
     log=$root/target/planted/$bug.log
     SECONDS=0
-    if cargo run --quiet --package ledger -- --seconds 40 --plant "$bug" >"$log" 2>&1; then
+    if cargo run --quiet --package ledger -- --seconds 20 --plant "$bug" >"$log" 2>&1; then
         found=$((found + 1))
         say "$bug: found in $SECONDS s: $(grep -m 1 '^VIOLATION' "$log")"
     else

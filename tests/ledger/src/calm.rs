@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 
 /// Something becomes final within this: delays are below a second, the longest run takes two, and what has no delay is picked
 /// up at once or by a poll.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// With a planted bug: the sooner it is found the better.
+pub const IMPATIENCE: Duration = Duration::from_secs(8);
 
 /// Puts the settings back, decides the prepared transactions, and waits until nothing is unfinished.
-pub fn drain(run: &Run) -> Duration {
+pub fn drain(run: &Run, patience: Duration) -> Duration {
     let begun = Instant::now();
     let mut admin = run.cluster.admin("postgres");
     let reset = ["ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()"];
@@ -39,7 +42,7 @@ pub fn drain(run: &Run) -> Duration {
         if left.len() < least {
             (least, since) = (left.len(), Instant::now());
         }
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > patience {
             for (number, job) in &left {
                 let query = "SELECT q::text FROM background_jobs.queue q WHERE job_id = $1";
                 let queued = sessions[*number].query(query, &[job]).unwrap_or_else(|e| panic!("{query}: {e:?}"));

@@ -74,12 +74,13 @@ fn round(options: &Options, seed: u64, seconds: u64) -> Result<usize, String> {
     let run = Run::new(cluster, tables, seed);
     let begun = Instant::now();
     let mut figures = Figures { drained: 0.0, longest_probe: 0.0 };
+    let patience = if options.plant.is_some() { calm::IMPATIENCE } else { calm::PATIENCE };
     let lost = std::thread::scope(|scope| {
         workload::start(scope, &run);
         let storm = nemesis::storm(&run, Duration::from_secs(seconds), options.plant.is_some());
         run.stop.store(true, Ordering::Relaxed);
         if storm.is_ok() {
-            figures.drained = calm::drain(&run).as_secs_f64();
+            figures.drained = calm::drain(&run, patience).as_secs_f64();
             figures.longest_probe = calm::probe(&run);
         }
         run.done.store(true, Ordering::Relaxed);
