@@ -65,6 +65,8 @@ CREATE TABLE background_jobs.attempt (
     -- before a retry(), after which attempts are counted anew
     superseded  boolean NOT NULL DEFAULT false
 );
+-- A publication FOR ALL TABLES would forbid to delete from it otherwise.
+ALTER TABLE background_jobs.attempt REPLICA IDENTITY FULL;
 CREATE INDEX attempt_job ON background_jobs.attempt (job_table, job_id, attempt);
 CREATE INDEX attempt_finished_at ON background_jobs.attempt (finished_at);
 

@@ -80,14 +80,14 @@ pub fn policy(definition: &catalog::Handler, job_max_attempts: Option<i32>) -> P
 /// The handlers that this process has looked up, as of one version of the registry.
 #[derive(Default)]
 pub struct Handlers {
-    version: u64,
+    version: Option<u64>,
     known: HashMap<(u32, String), Rc<Handler>>,
 }
 
 impl Handlers {
-    /// Forgets everything if the registry has changed since.
-    pub fn refresh(&mut self, version: u64) {
-        if self.version != version {
+    /// Forgets everything if the registry has, or may have, changed since.
+    pub fn refresh(&mut self, version: Option<u64>) {
+        if version.is_none() || self.version != version {
             self.known.clear();
             self.version = version;
         }

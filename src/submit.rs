@@ -16,7 +16,7 @@ use crate::pg::trigger::{Call, Event, Row};
 use crate::pg::xact::End;
 use crate::pg::{call, database, shmem as pg_shmem};
 use crate::planted::{self, Bug};
-use crate::shmem::{self, Note, WaiterSlot};
+use crate::shmem::{self, NOTES, Note, WaiterSlot};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -54,9 +54,14 @@ fn pending(f: impl FnOnce(&mut Pending)) {
 
 /// When the lane is to be looked at after the commit.
 pub fn note_job(lane: LaneKey, run_at: Timestamp) {
-    pending(|p| match p.lanes.iter_mut().find(|(known, _)| *known == lane) {
-        Some((_, earliest)) => *earliest = run_at.min(*earliest),
-        None => p.lanes.push((lane, run_at)),
+    pending(|p| {
+        let full = p.lanes.len() > NOTES;
+        match p.lanes.iter_mut().find(|(known, _)| *known == lane) {
+            Some((_, earliest)) => *earliest = run_at.min(*earliest),
+            // More than the dispatcher is told one by one: it will look everywhere.
+            None if full => {}
+            None => p.lanes.push((lane, run_at)),
+        }
     });
 }
 
@@ -261,6 +266,9 @@ pub fn queue(new: &NewJob) {
 /// The priority of a handler's jobs, looked up once per session and version of the registry. None: there is no dispatcher
 /// whose slot would tell when it changes.
 fn handler_priority(table: u32, handler: &str) -> Option<i16> {
+    if !pg_shmem::attached() {
+        return None;
+    }
     let slot = shmem::database(database::current().to_u32())?;
     let version = slot.handlers_version.load(std::sync::atomic::Ordering::Acquire);
     PRIORITIES.with_borrow_mut(|known| {

@@ -10,7 +10,7 @@ use crate::pg::call;
 use crate::pg::clock;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::{Args, uuid_datum};
-use crate::pg::relation::{Lock, Relation, quote};
+use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
 use crate::submit;
@@ -29,7 +29,14 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
     if handler.is_empty() {
         return Err(invalid("handler must not be empty"));
     }
-    let table = job_table::open(table_argument(args, 9)?, Lock::Write)?;
+    let oid = table_argument(args, 9)?;
+    if !relation::may_insert(oid) {
+        return Err(PgError::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("permission denied for table {}", relation::name(oid).unwrap_or_default()),
+        ));
+    }
+    let table = job_table::open(oid, Lock::Write)?;
     let options = attached_table(&table)?;
     if args.int4(7).is_some_and(|value| value < 1) {
         return Err(invalid("max_attempts must be at least 1"));

@@ -12,7 +12,7 @@ use crate::job::JobRef;
 use crate::job_table::{self, Options};
 use crate::pg::error::PgError;
 use crate::pg::fmgr::Args;
-use crate::pg::relation::{Lock, Relation};
+use crate::pg::relation::{self, Lock, Relation};
 use crate::pg::{role, shmem};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
@@ -55,11 +55,23 @@ fn table_argument(args: &Args, n: usize) -> Fallible<Oid> {
 
 /// The table, if the current user may act as its owner.
 fn owned_table(oid: Oid, lock: Lock) -> Fallible<Relation> {
-    let table = job_table::open(oid, lock)?;
-    if role::is_member_of(table.owner) {
+    // Before the lock: who may not have it must not make others wait for it. And under it, for it may have changed.
+    if relation::owner(oid).is_none_or(role::is_member_of) {
+        let table = job_table::open(oid, lock)?;
+        if role::is_member_of(table.owner) {
+            return check_kind(table);
+        }
+    }
+    let name = relation::name(oid).unwrap_or_default();
+    Err(PgError::new(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {name}")))
+}
+
+/// The relation, if it is a table.
+fn check_kind(table: Relation) -> Fallible<Relation> {
+    if matches!(table.kind, 'r' | 'p') {
         return Ok(table);
     }
-    Err(PgError::new(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {}", table.name)))
+    Err(PgError::new(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{}\" is not a table", table.name)))
 }
 
 /// The table, if it is attached.

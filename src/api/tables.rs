@@ -7,7 +7,7 @@ use crate::pg::error::PgError;
 use crate::pg::fmgr::Args;
 use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::spi::{self, Statement};
-use crate::pg::{call, shmem as pg_shmem};
+use crate::pg::{call, shmem as pg_shmem, xact};
 use crate::worker::dispatcher::runnable;
 use crate::{catalog, submit};
 use pgrx::PgSqlErrorCode;
@@ -99,6 +99,14 @@ fn attach_with(args: &Args) -> Fallible<usize> {
 /// Puts the triggers on the table, as the caller, and queues the unfinished rows that are not queued yet. Writers wait
 /// meanwhile, so that no row falls between the two.
 fn attach_table(oid: Oid, options: &Options) -> Fallible<usize> {
+    if xact::keeps_snapshot() {
+        return Err(PgError::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "cannot attach a table in a transaction that keeps its snapshot",
+        )
+        .detail("Rows that were committed meanwhile would be missed.")
+        .hint("Use READ COMMITTED."));
+    }
     let table = owned_table(oid, Lock::Define)?;
     job_table::check_shape(&table, options)?;
     check_key(&table)?;

@@ -42,7 +42,7 @@ pub fn put_back(assignment: &Assignment, timing: Timing, run_at: Timestamp, erro
 pub fn put_back_free(assignment: &Assignment, run_at: Timestamp) -> Option<i16> {
     let [job_table, id, enqueued_at, attempts] = identity(assignment, &assignment.id);
     statement!(
-        "UPDATE background_jobs.queued_job SET conflicts = conflicts + 1, timing = 2, run_at = $5
+        "UPDATE background_jobs.queued_job SET conflicts = LEAST(conflicts + 1, 30000)::smallint, timing = 2, run_at = $5
           WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 AND attempts = $4 RETURNING conflicts",
         [OID, UUID, TIME, INT4, TIME]
     )

@@ -1,5 +1,6 @@
 //! Databases: the shared catalog, and what this one has installed.
 
+use crate::pg::spi::{self, Statement};
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 
@@ -79,4 +80,29 @@ pub fn current_name() -> String {
 pub fn has_extension() -> bool {
     // SAFETY: a look-up inside a transaction.
     unsafe { pg_sys::get_extension_oid(c"background_jobs".as_ptr(), true) != pg_sys::Oid::INVALID }
+}
+
+/// Locks the extension against being dropped until the transaction ends. False: it is not, or no longer, installed.
+pub fn lock_extension() -> bool {
+    // SAFETY: look-ups and a lock inside a transaction.
+    unsafe {
+        let oid = pg_sys::get_extension_oid(c"background_jobs".as_ptr(), true);
+        if oid == pg_sys::Oid::INVALID {
+            return false;
+        }
+        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, oid, 0, pg_sys::AccessShareLock as i32);
+        pg_sys::get_extension_oid(c"background_jobs".as_ptr(), true) == oid
+    }
+}
+
+/// Is pg_restore connected to this database?
+pub fn is_being_restored() -> bool {
+    thread_local! {
+        static STATEMENT: &'static Statement = Box::leak(Box::new(Statement::new(
+            "SELECT 1 FROM pg_catalog.pg_stat_get_activity(NULL) a
+              WHERE a.datid = $1 AND a.application_name = 'pg_restore'",
+            &[pg_sys::OIDOID],
+        )));
+    }
+    STATEMENT.with(|statement| statement.read(&[spi::oid(current())], 1).processed > 0)
 }

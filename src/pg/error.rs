@@ -59,6 +59,12 @@ impl PgError {
         report(pg_sys::LOG as c_int, self);
     }
 
+    /// The error for the server log, where nothing of the users' data may go: SQLSTATE and where it happened.
+    pub fn without_data(&self) -> Self {
+        let message = format!("background_jobs met an error with SQLSTATE {}", self.sqlstate);
+        Self { sqlstate: self.sqlstate.clone(), message, ..Self::default() }
+    }
+
     pub fn warn(&self) {
         report(pg_sys::WARNING as c_int, self);
     }
@@ -135,8 +141,13 @@ unsafe extern "C-unwind" fn on_error(arg: *mut c_void) {
             errcontext_msg(c"%s".as_ptr(), line.as_ptr());
         }
         let before = pg_sys::MemoryContextSwitchTo(watch.keep);
-        watch.seen = pg_sys::CopyErrorData();
+        let seen = pg_sys::CopyErrorData();
         pg_sys::MemoryContextSwitchTo(before);
+        // One at a time: a handler may catch a million of them.
+        let outdated = std::mem::replace(&mut watch.seen, seen);
+        if !outdated.is_null() {
+            pg_sys::FreeErrorData(outdated);
+        }
     }
 }
 
@@ -196,12 +207,13 @@ pub unsafe fn at_boundary<T>(f: impl FnOnce() -> T) -> T {
         Err(thrown) => thrown,
     };
     unsafe extern "C-unwind" {
-        fn ReThrowError(error: *mut pg_sys::ErrorData) -> !;
+        fn ThrowErrorData(error: *mut pg_sys::ErrorData);
     }
     // SAFETY: no Rust value lives in this frame or, by its promise, in the caller's; the strings are the server's.
     unsafe {
         match thrown {
-            Thrown::Whole(error) => ReThrowError(error),
+            // With the contexts that the callers add.
+            Thrown::Whole(error) => ThrowErrorData(error),
             Thrown::Own { code, message, detail, hint } => {
                 let format = c"%s".as_ptr();
                 errstart(pg_sys::PGERROR as c_int, std::ptr::null());

@@ -49,8 +49,9 @@ pub fn pinned<T>(f: impl FnOnce() -> T) -> T {
 }
 
 /// The same for the rest of a worker's life; for workers that run no user code.
+/// They wait for nobody's lock for long, either: whoever holds a row of ours would stop them all.
 pub fn pin_session() {
-    for (name, value) in PINNED {
+    for (name, value) in PINNED.into_iter().chain([(c"lock_timeout", c"1s")]) {
         set(name, value, pg_sys::GucAction::GUC_ACTION_SET);
     }
 }

@@ -36,6 +36,8 @@ pub struct Relation {
 /// How strongly the relation is locked until the end of the transaction.
 #[derive(Clone, Copy)]
 pub enum Lock {
+    /// Against being dropped or changed, unless somebody holds it against that: waits for nobody.
+    ReadIfFree,
     /// Against being dropped or changed.
     Read,
     /// As a writer.
@@ -51,8 +53,15 @@ unsafe fn string(p: *const c_char) -> String {
 
 /// Locks the relation and reads it. None: there is no such relation (any more).
 pub fn open(oid: pg_sys::Oid, lock: Lock) -> Option<Relation> {
+    if let Lock::ReadIfFree = lock {
+        // SAFETY: inside a transaction, which releases the lock at its end.
+        let locked = unsafe { pg_sys::ConditionalLockRelationOid(oid, pg_sys::AccessShareLock as i32) };
+        if !locked {
+            return None;
+        }
+    }
     let mode = match lock {
-        Lock::Read => pg_sys::AccessShareLock,
+        Lock::Read | Lock::ReadIfFree => pg_sys::AccessShareLock,
         Lock::Write => pg_sys::RowExclusiveLock,
         Lock::Define => pg_sys::ShareRowExclusiveLock,
     };
@@ -223,14 +232,35 @@ pub fn root_of_trigger(trigger: pg_sys::Oid, relation: pg_sys::Oid) -> pg_sys::O
     relation
 }
 
-/// May the current user SELECT from the relation? False if there is none.
+/// May the current user SELECT from the relation, seeing all of its rows? False if there is none.
 pub fn may_select(oid: pg_sys::Oid) -> bool {
+    // SAFETY: a look-up inside a transaction, for a relation that was there a moment ago.
+    has_privilege(oid, pg_sys::ACL_SELECT)
+        && unsafe {
+            pg_sys::check_enable_rls(oid, pg_sys::Oid::INVALID, true)
+                != pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+        }
+}
+
+/// May the current user INSERT into the relation, or into some of its columns? True if there is none: the error is another.
+pub fn may_insert(oid: pg_sys::Oid) -> bool {
+    if owner(oid).is_none() || has_privilege(oid, pg_sys::ACL_INSERT) {
+        return true;
+    }
+    // SAFETY: as above.
+    unsafe {
+        let (wanted, how) = (pg_sys::ACL_INSERT as pg_sys::AclMode, pg_sys::AclMaskHow::ACLMASK_ANY);
+        pg_sys::pg_attribute_aclcheck_all(oid, pg_sys::GetUserId(), wanted, how) == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
+fn has_privilege(oid: pg_sys::Oid, privilege: u32) -> bool {
     if owner(oid).is_none() {
         return false;
     }
-    // SAFETY: a look-up inside a transaction, for a relation that was there a moment ago.
+    // SAFETY: as above.
     unsafe {
-        let wanted = pg_sys::ACL_SELECT as pg_sys::AclMode;
+        let wanted = privilege as pg_sys::AclMode;
         pg_sys::pg_class_aclcheck(oid, pg_sys::GetUserId(), wanted) == pg_sys::AclResult::ACLCHECK_OK
     }
 }

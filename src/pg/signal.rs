@@ -15,6 +15,11 @@ mod handlers {
     }
 }
 
+#[cfg(not(feature = "pg18"))]
+use pg_sys::pqsignal;
+#[cfg(feature = "pg18")]
+use pg_sys::pqsignal_be as pqsignal;
+
 static WANTED: OnceLock<fn() -> bool> = OnceLock::new();
 
 unsafe extern "C-unwind" fn on_interrupt(_signal: c_int) {
@@ -40,11 +45,11 @@ pub fn install(wanted: Option<fn() -> bool>) {
     // SAFETY: installs handlers that the server itself installs in its sessions; called once at the start of a worker,
     // before the signals are unblocked.
     unsafe {
-        pg_sys::pqsignal(libc::SIGTERM, Some(handlers::die));
-        pg_sys::pqsignal(libc::SIGINT, Some(handlers::StatementCancelHandler));
-        pg_sys::pqsignal(libc::SIGHUP, Some(handlers::SignalHandlerForConfigReload));
+        pqsignal(libc::SIGTERM, Some(handlers::die));
+        pqsignal(libc::SIGINT, Some(handlers::StatementCancelHandler));
+        pqsignal(libc::SIGHUP, Some(handlers::SignalHandlerForConfigReload));
         if wanted.is_some() {
-            pg_sys::pqsignal(libc::SIGUSR2, Some(on_interrupt));
+            pqsignal(libc::SIGUSR2, Some(on_interrupt));
         }
         pg_sys::BackgroundWorkerUnblockSignals();
     }

@@ -14,7 +14,7 @@ unsafe extern "C-unwind" {
 
 /// Interrupts what runs in `delay` from now (at least a millisecond), with SQLSTATE 57014.
 pub fn arm(delay: Duration) {
-    let millis = delay.as_micros().div_ceil(1000).clamp(1, 1000) as c_int;
+    let millis = delay.as_micros().div_ceil(1000).clamp(1, 3_600_000) as c_int;
     // SAFETY: the timeout was registered when the session was opened. The functions neither raise errors nor unwind.
     unsafe { enable_timeout_after(STATEMENT_TIMEOUT, millis) };
 }

@@ -1,6 +1,7 @@
 //! A look at the utility commands that want a database for themselves, before they run.
 
-use pgrx::{pg_guard, pg_sys};
+use crate::pg::error::at_boundary;
+use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
 
@@ -84,7 +85,44 @@ unsafe fn drops(statement: *mut pg_sys::Node) -> bool {
     }
 }
 
-#[pg_guard]
+/// What to do around one command.
+struct Around {
+    before: Option<String>,
+    creates: bool,
+    drops: bool,
+}
+
+/// Looks at the statement.
+unsafe fn around(statement: *mut pg_sys::PlannedStmt) -> Around {
+    // SAFETY: the statement is the server's, alive during the call.
+    unsafe {
+        let node = (*statement).utilityStmt;
+        Around {
+            before: exclusive_database(node),
+            creates: (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt,
+            drops: drops(node),
+        }
+    }
+}
+
+fn before(around: &Around) {
+    if let (Some(database), Some(callbacks)) = (&around.before, CALLBACKS.get()) {
+        (callbacks.before_exclusive)(database);
+    }
+}
+
+fn after(creates: bool, drops: bool) {
+    let Some(callbacks) = CALLBACKS.get() else { return };
+    if creates {
+        (callbacks.after_create)();
+    }
+    if drops {
+        (callbacks.after_drop)();
+    }
+}
+
+/// The hook. The command itself runs outside any boundary of Rust, so that its errors pass as they are: SQLSTATEs that users
+/// made up, names of constraints, positions. Nothing that would have to be dropped is alive meanwhile.
 #[allow(clippy::too_many_arguments)]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -96,19 +134,30 @@ unsafe extern "C-unwind" fn process_utility(
     destination: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
+    unsafe extern "C-unwind" {
+        fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            query: *const c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            destination: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
     // SAFETY: the arguments are the server's and are passed on as they came; only the statement is looked at.
     unsafe {
-        let node = (*statement).utilityStmt;
-        let creates = (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt;
-        let drops = drops(node);
-        if let (Some(database), Some(callbacks)) = (exclusive_database(node), CALLBACKS.get()) {
-            (callbacks.before_exclusive)(&database);
-        }
+        let (creates, drops) = at_boundary(|| {
+            let around = around(statement);
+            before(&around);
+            (around.creates, around.drops)
+        });
         match PREVIOUS.get() {
-            Some(Some(previous)) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                previous(statement, query, read_only_tree, context, params, environment, destination, completion)
-            }),
-            _ => pg_sys::standard_ProcessUtility(
+            Some(Some(previous)) => {
+                previous(statement, query, read_only_tree, context, params, environment, destination, completion);
+            }
+            _ => standard_ProcessUtility(
                 statement,
                 query,
                 read_only_tree,
@@ -119,11 +168,8 @@ unsafe extern "C-unwind" fn process_utility(
                 completion,
             ),
         }
-        if let (true, Some(callbacks)) = (creates, CALLBACKS.get()) {
-            (callbacks.after_create)();
-        }
-        if let (true, Some(callbacks)) = (drops, CALLBACKS.get()) {
-            (callbacks.after_drop)();
+        if creates || drops {
+            at_boundary(|| after(creates, drops));
         }
     }
 }

@@ -11,6 +11,16 @@ use std::ffi::c_void;
 ///
 /// The own latch is set when it ends: a wait for a lock inside clears it, and with it the wake-up of somebody else.
 pub fn transaction<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
+    run(true, f)
+}
+
+/// The same at the isolation level of the role's default, for code that is the user's; `transaction` itself is always READ
+/// COMMITTED.
+pub fn user_transaction<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
+    run(false, f)
+}
+
+fn run<T>(read_committed: bool, f: impl FnOnce() -> T) -> Result<T, PgError> {
     let result = catch(|| {
         // SAFETY: called by a worker outside any transaction; the order is that of a simple client command.
         unsafe {
@@ -18,6 +28,9 @@ pub fn transaction<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
             pg_sys::StartTransactionCommand();
             // Whatever the role's default: what a worker does ends in writes.
             pg_sys::XactReadOnly = false;
+            if read_committed {
+                pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
+            }
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         }
         let value = f();
@@ -105,4 +118,14 @@ pub fn sees_new_commits() -> bool {
 /// Does the current transaction keep one snapshot to its end?
 pub fn keeps_snapshot() -> bool {
     !sees_new_commits()
+}
+
+/// Runs `f`, which reads, with a snapshot of this very moment.
+pub fn with_latest_snapshot<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: called inside a transaction; popped again on the normal path, by the abort otherwise.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let value = f();
+    // SAFETY: pops what was pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    value
 }

@@ -9,7 +9,8 @@ use crate::planted::{self, Bug};
 use crate::shmem::Name;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-const NOTES: usize = 128;
+/// Lanes that are noted one by one; beyond that the dispatcher looks everywhere.
+pub const NOTES: usize = 128;
 
 /// "Something in this lane is due at `run_at`", from a committing session to the dispatcher.
 #[derive(Clone, Copy)]
@@ -163,6 +164,8 @@ impl DatabaseSlot {
         self.withdrawn.store(false, Ordering::Release);
         self.evicted.store(false, Ordering::Release);
         self.starving.store(0, Ordering::Release);
+        // What was committed while nobody had the slot was counted nowhere.
+        self.handlers_version.fetch_add(1, Ordering::AcqRel);
         self.database.store(database, Ordering::Release);
     }
 }

@@ -9,7 +9,7 @@ mod executor;
 mod waiter;
 mod writer;
 
-pub use database::{DatabaseSlot, Exit, Note};
+pub use database::{DatabaseSlot, Exit, NOTES, Note};
 pub use executor::{Action, Assignment, ClaimState, ExecutorSlot, Interrupt, Name, REFUSED, SlotState};
 pub use waiter::WaiterSlot;
 pub use writer::WriterSlot;

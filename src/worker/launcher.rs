@@ -43,7 +43,7 @@ struct Running {
 impl Running {
     fn has_ended(&self) -> bool {
         match &self.handle {
-            Some(handle) => handle.status() == Status::Stopped,
+            Some(handle) => handle.status() == Status::Stopped && self.slot.dispatcher.pid() == 0,
             None => self.slot.dispatcher.pid() == 0,
         }
     }
@@ -215,7 +215,9 @@ impl Launcher {
 
 fn free_slot() -> Option<(usize, &'static DatabaseSlot)> {
     let free = |slot: &DatabaseSlot| {
-        slot.database.load(Ordering::Acquire) == 0 && slot.blocked_by.load(Ordering::Acquire) == 0
+        slot.database.load(Ordering::Acquire) == 0
+            && slot.blocked_by.load(Ordering::Acquire) == 0
+            && slot.dispatcher.pid() == 0
     };
     shmem::databases().iter().enumerate().find(|(_, slot)| free(slot))
 }

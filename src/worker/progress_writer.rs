@@ -2,11 +2,13 @@
 //! running handlers have reported into their rows, in short transactions of its own, so that everybody sees it while the
 //! handler's transaction is still open.
 
+use crate::catalog;
 use crate::gucs;
 use crate::job::JobRef;
 use crate::job_table::{self, Statements};
+use crate::pg::clock::Timestamp;
 use crate::pg::relation::{self, Lock};
-use crate::pg::{bgworker, guc, signal, spi, xact};
+use crate::pg::{bgworker, guc, lwlock, role, signal, spi, timer, xact};
 use crate::progress;
 use crate::shmem::{self, ExecutorSlot, WriterSlot};
 use crate::worker::{Next, PROGRESS_WRITER, run};
@@ -86,14 +88,19 @@ impl Writer {
 
 /// Writes `value` into the row of the executor's running job. False: it could not be written now.
 fn flush(tables: &mut HashMap<u32, Statements>, executor: &ExecutorSlot, value: f32) -> bool {
-    let Some(job) = running_job(executor) else { return false };
+    let Some((job, enqueued_at)) = running_job(executor) else { return false };
+    timer::arm(Duration::from_secs(1));
     let written = xact::transaction(|| {
         // It holds back the end of the handler's transaction, so it waits for no lock; what it would wait for may
         // be held by that very transaction. A lost flush is made up by the next one: nothing is synced.
         guc::set_local(c"lock_timeout", "50ms");
         guc::set_local(c"synchronous_commit", "off");
         let Some(table) = relation::open(Oid::from(job.table), Lock::Write) else { return false };
-        if table.owner != crate::pg::role::session() {
+        if table.owner != role::session() {
+            return false;
+        }
+        // A job that was withdrawn and submitted again has another run's progress.
+        if !role::bookkeeping(|| spi::connect(|| catalog::is_queued(job, enqueued_at))) {
             return false;
         }
         let Some(options) = job_table::attachment(&table) else { return false };
@@ -106,12 +113,14 @@ fn flush(tables: &mut HashMap<u32, Statements>, executor: &ExecutorSlot, value: 
             statements.flush.execute(&[spi::uuid(&job.id), value], 0).processed > 0
         })
     });
+    timer::disarm();
     // The interrupt of a lock_timeout, or an error of the owner's own triggers: progress is not worth a log line.
     written.unwrap_or(false)
 }
 
-fn running_job(executor: &ExecutorSlot) -> Option<JobRef> {
-    crate::pg::lwlock::with(false, || executor.running().map(|number| executor.claim(number).assignment().job()))
+fn running_job(executor: &ExecutorSlot) -> Option<(JobRef, Timestamp)> {
+    let assignment = lwlock::with(false, || executor.running().map(|number| executor.claim(number).assignment()))?;
+    Some((assignment.job(), assignment.enqueued_at))
 }
 
 /// Is there a writer for this owner's jobs, or one on its way?
@@ -124,7 +133,7 @@ pub fn wake(database: u32, owner: u32) {
     shmem::writers().iter().filter(|slot| slot.belongs_to(database, owner)).for_each(|slot| slot.process.wake());
 }
 
-/// Is the process that flushes for this owner alive?
-pub fn is_alive(database: u32, owner: u32) -> bool {
-    shmem::writers().iter().any(|slot| slot.belongs_to(database, owner) && slot.process.pid() != 0)
+/// Is this process a writer (still)?
+pub fn is_alive(pid: i32) -> bool {
+    shmem::writers().iter().any(|slot| slot.process.pid() == pid)
 }

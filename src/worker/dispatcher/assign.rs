@@ -65,7 +65,8 @@ impl Dispatcher {
         // Who has none comes first, and everybody else sees that before they take what is free.
         let (some, none): (Vec<u32>, Vec<u32>) =
             self.owners_left().into_iter().partition(|owner| self.roster.has_executor(self.database, *owner));
-        self.slot.starving.store(none.len() as u32, Ordering::Release);
+        let starving = none.iter().filter(|owner| !self.roster.is_in_trouble(**owner)).count();
+        self.slot.starving.store(starving as u32, Ordering::Release);
         for owner in none {
             self.roster.want(self.database, &self.name, owner, true);
         }
@@ -92,7 +93,10 @@ impl Dispatcher {
                         priority: assignment.priority,
                         timing: Timing::Retry,
                     };
-                    self.claims.insert(assignment.job(), Claimed { executor, number, lane });
+                    self.claims.insert(
+                        assignment.job(),
+                        Claimed { executor, number, lane, enqueued_at: assignment.enqueued_at },
+                    );
                 }
                 None => self.restarts.push(assignment),
             }
@@ -156,12 +160,22 @@ impl Dispatcher {
         let Some(lane) = self.lanes.get_mut(&key) else { return false };
         lane.turn = turn;
         let Some(waiting) = lane.take() else { return false };
+        if self.claims.contains_key(&JobRef { table: key.table, id: waiting.id }) {
+            // It was in the windows of two lanes: run_now() or a retry has moved it.
+            if suspect {
+                shmem::header().release_suspect(executor);
+            }
+            return true;
+        }
         let assignment = self.assignment(&key, &waiting);
         let slot = &shmem::executors()[executor];
         match slot.hand(&assignment) {
             Some(number) => {
                 slot.process.wake();
-                self.claims.insert(assignment.job(), Claimed { executor, number, lane: key });
+                self.claims.insert(
+                    assignment.job(),
+                    Claimed { executor, number, lane: key, enqueued_at: waiting.enqueued_at },
+                );
                 true
             }
             None => {

@@ -65,9 +65,9 @@ impl Lane {
         self.more = true;
     }
 
-    /// Reads on if the window has run low. `claimed` tells jobs that are handed out already; `monotone_now` is a clock
+    /// Reads on if the window has run low. `claimed` tells jobs that are handed out already, which are passed by; `monotone_now` is a clock
     /// that was never set back.
-    pub fn fill(&mut self, monotone_now: Timestamp, claimed: impl Fn(&JobRef) -> bool) {
+    pub fn fill(&mut self, monotone_now: Timestamp, mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) {
         let now = self.now(monotone_now);
         if self.next_due.is_some_and(|due| due <= now) {
             self.next_due = None;
@@ -84,7 +84,7 @@ impl Lane {
                     break;
                 }
                 self.position = (job.run_at, job.id);
-                if !claimed(&JobRef { table: self.key.table, id: job.id }) {
+                if !claimed(&self.key, &JobRef { table: self.key.table, id: job.id }, &job) {
                     self.ready.push_back(job);
                 }
             }

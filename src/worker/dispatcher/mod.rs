@@ -13,7 +13,7 @@ use crate::gucs;
 use crate::job::{JobRef, LaneKey};
 use crate::pg::error::PgError;
 use crate::pg::{bgworker, clock, database, guc, lwlock, relation, role, signal, spi, xact};
-use crate::shmem::{self, Assignment, DatabaseSlot, Exit};
+use crate::shmem::{self, Assignment, DatabaseSlot, Exit, Note};
 use crate::worker::{DISPATCHER, Next, run};
 use lane::Lane;
 use pgrx::PgSqlErrorCode;
@@ -34,11 +34,21 @@ thread_local! {
     static SLOT: Cell<Option<&'static DatabaseSlot>> = const { Cell::new(None) };
 }
 
+/// What others have told, taken before the snapshot in which it is looked for.
+struct News {
+    poll: bool,
+    handlers_version: u64,
+    withdrawn: bool,
+    /// None: more than could be kept.
+    notes: Option<Vec<Note>>,
+}
+
 /// A job that was handed out: where it is, and where it came from.
 pub struct Claimed {
     executor: usize,
     number: u64,
     lane: LaneKey,
+    enqueued_at: clock::Timestamp,
 }
 
 /// What the dispatcher knows of a job table.
@@ -57,6 +67,8 @@ pub struct Dispatcher {
     tables: HashMap<u32, Table>,
     lanes: HashMap<LaneKey, Lane>,
     claims: HashMap<JobRef, Claimed>,
+    /// Jobs that were submitted again while an earlier run of their id is still claimed.
+    skipped: HashMap<JobRef, (LaneKey, clock::Timestamp)>,
     roster: Roster,
     /// A wall clock that was never set back: where it started, and the monotonic clock then.
     clock_base: (clock::Timestamp, Instant),
@@ -71,6 +83,9 @@ pub struct Dispatcher {
     complained: HashSet<String>,
     turns: u64,
     failures: u32,
+    /// pg_restore is at work: what a job needs may not be there yet.
+    restoring: bool,
+    prune_next: bool,
     /// After a failure of our own statements: nothing is done before that.
     not_before: Instant,
 }
@@ -124,6 +139,7 @@ impl Dispatcher {
             tables: HashMap::new(),
             lanes: HashMap::new(),
             claims: HashMap::new(),
+            skipped: HashMap::new(),
             roster: Roster::default(),
             clock_base: (clock::now(), now),
             next_poll: now,
@@ -135,6 +151,8 @@ impl Dispatcher {
             complained: HashSet::new(),
             turns: 0,
             failures: 0,
+            restoring: false,
+            prune_next: false,
             not_before: now,
         }
     }
@@ -145,12 +163,16 @@ impl Dispatcher {
             return Next::Sleep(Some(penalty));
         }
         self.lanes.values_mut().for_each(Lane::unblock);
-        // What has ended is taken out of the claims before the snapshot is taken: a job whose end is not in the snapshot
-        // must still be claimed, or it would be handed out twice.
+        // News first, then the claims that have ended, then the snapshot. What the news is about is in the snapshot then, and
+        // a job whose end is not in it is still claimed, or it would be handed out twice.
+        let news = self.must_look().then(|| self.news());
+        if self.handlers_version.is_some() && news.as_ref().is_some_and(|news| news.poll) {
+            self.charge_suspects();
+        }
         self.drain();
         let allowed = gucs::database_allowed(&self.name);
-        if self.must_look() {
-            match xact::transaction(|| spi::connect(|| self.look())) {
+        if let Some(news) = news {
+            match xact::transaction(|| spi::connect(|| self.look(news))) {
                 Ok(true) if allowed => self.failures = 0,
                 Ok(true) => return self.close(Exit::NotAllowed),
                 Ok(false) => return self.close(Exit::NoExtension),
@@ -158,10 +180,13 @@ impl Dispatcher {
             }
             bgworker::report_statistics();
         }
-        if gucs::ENABLED.get() {
+        if gucs::ENABLED.get() && !self.restoring {
             self.assign();
         }
         self.supervise();
+        if std::mem::take(&mut self.prune_next) {
+            self.prune();
+        }
         Next::Sleep(Some(self.sleep()))
     }
 
@@ -183,14 +208,26 @@ impl Dispatcher {
                 .any(|lane| lane.is_low() || lane.due_in(monotone_now).is_some_and(|wait| wait.is_zero()))
     }
 
-    /// Reads what has changed; inside a transaction. False: the extension is gone.
-    fn look(&mut self) -> bool {
-        if !database::has_extension() {
+    fn news(&self) -> News {
+        News {
+            poll: Instant::now() >= self.next_poll,
+            handlers_version: self.slot.handlers_version.load(Ordering::Acquire),
+            withdrawn: self.slot.withdrawn.swap(false, Ordering::AcqRel),
+            notes: self.slot.take(),
+        }
+    }
+
+    /// Reads what has changed; inside a transaction that was begun after the news. False: the extension is gone.
+    fn look(&mut self, news: News) -> bool {
+        // DROP EXTENSION locks the extension before its tables; so do we, or each would wait for the other.
+        if !database::lock_extension() {
             return false;
         }
-        let poll = Instant::now() >= self.next_poll;
-        let version = self.slot.handlers_version.load(Ordering::Acquire);
+        let (poll, version) = (news.poll, news.handlers_version);
         let handlers_changed = self.handlers_version != Some(version);
+        if poll || handlers_changed {
+            self.restoring = database::is_being_restored();
+        }
         if poll || handlers_changed {
             self.handlers = catalog::handlers(None)
                 .into_iter()
@@ -200,14 +237,14 @@ impl Dispatcher {
             self.lanes.values_mut().for_each(|lane| lane.blocked_until = None);
             self.read_tables();
         }
-        let notes = self.slot.take();
+        let notes = news.notes;
         if poll || handlers_changed || notes.is_none() {
             self.discover();
         }
         for note in notes.unwrap_or_default() {
             self.note(note.lane(), note.run_at);
         }
-        if self.slot.withdrawn.swap(false, Ordering::AcqRel) || poll {
+        if news.withdrawn || poll {
             if catalog::purge_dropped_tables() > 0 {
                 self.lanes.retain(|key, _| relation::owner(Oid::from(key.table)).is_some());
             }
@@ -219,14 +256,18 @@ impl Dispatcher {
         }
         if Instant::now() >= self.next_housekeeping {
             self.next_housekeeping = Instant::now() + HOUSEKEEPING;
-            if catalog::prune(gucs::attempts_retention()) > 0 {
-                self.next_housekeeping = Instant::now() + HOUSEKEEPING / 60;
-            }
+            self.prune_next = true;
         }
         let monotone_now = self.monotone_now();
-        let claims = &self.claims;
+        let (claims, skipped) = (&self.claims, &mut self.skipped);
         for lane in self.lanes.values_mut() {
-            lane.fill(monotone_now, |job| claims.contains_key(job));
+            lane.fill(monotone_now, |key, job, waiting| {
+                let Some(claimed) = claims.get(job) else { return false };
+                if claimed.enqueued_at != waiting.enqueued_at {
+                    skipped.insert(*job, (key.clone(), waiting.run_at));
+                }
+                true
+            });
         }
         // Empty ones are kept for the place that they remember, unless there are very many.
         if self.lanes.len() > LANES {
@@ -325,6 +366,15 @@ impl Dispatcher {
         self.supervise();
         self.not_before = Instant::now() + Duration::from_secs(u64::from(self.failures.min(30)));
         Next::Again
+    }
+
+    /// Deletes old attempts, in a transaction of its own.
+    fn prune(&mut self) {
+        match xact::transaction(|| spi::connect(|| catalog::prune(gucs::attempts_retention()))) {
+            Ok(0) => {}
+            Ok(_) => self.next_housekeeping = Instant::now() + HOUSEKEEPING / 60,
+            Err(error) => self.complain("prune".to_string(), &error),
+        }
     }
 
     fn close(&mut self, why: Exit) -> Next {

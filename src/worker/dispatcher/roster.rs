@@ -33,6 +33,8 @@ pub struct Roster {
     started: HashMap<usize, (u32, Handle)>,
     trouble: HashMap<u32, Trouble>,
     out_of_workers: bool,
+    /// When a progress writer was last started for an owner: not more often than once a second.
+    writers_started: HashMap<u32, Instant>,
 }
 
 impl Roster {
@@ -54,7 +56,8 @@ impl Roster {
                     priority: assignment.priority,
                     timing: if assignment.attempt > 1 { Timing::Retry } else { Timing::Immediate },
                 };
-                claims.insert(assignment.job(), Claimed { executor, number, lane });
+                claims
+                    .insert(assignment.job(), Claimed { executor, number, lane, enqueued_at: assignment.enqueued_at });
             }
         }
     }
@@ -68,7 +71,7 @@ impl Roster {
     /// Sees to one more executor for this owner: a free slot that nobody needs more, or, for the `first` one, a slot whose idle
     /// executor gives way.
     pub fn want(&mut self, database: u32, database_name: &str, owner: u32, first: bool) {
-        if self.trouble.get(&owner).is_some_and(|trouble| Instant::now() < trouble.not_before) {
+        if self.is_in_trouble(owner) {
             return;
         }
         let coming = |slot: &ExecutorSlot| slot.state() == SlotState::Starting && slot.belongs_to(database, owner);
@@ -98,6 +101,11 @@ impl Roster {
                 self.complain_shortage("executor");
             }
         }
+    }
+
+    /// Could no executor be started for this owner a moment ago?
+    pub fn is_in_trouble(&self, owner: u32) -> bool {
+        self.trouble.get(&owner).is_some_and(|trouble| Instant::now() < trouble.not_before)
     }
 
     fn complain_shortage(&mut self, what: &str) {
@@ -164,6 +172,10 @@ impl Roster {
 
     /// Starts a progress writer for this owner unless there is one.
     pub fn want_writer(&mut self, database: u32, database_name: &str, owner: u32) {
+        let early = |last: &Instant| last.elapsed() < FIRST_BACKOFF;
+        if self.writers_started.get(&owner).is_some_and(early) {
+            return;
+        }
         let reserved = lwlock::with(true, || {
             let slots = shmem::writers();
             if slots.iter().any(|slot| slot.belongs_to(database, owner) && !is_lost(slot)) {
@@ -177,6 +189,7 @@ impl Roster {
             Some((index, slot))
         });
         let Some((index, slot)) = reserved else { return };
+        self.writers_started.insert(owner, Instant::now());
         let started = bgworker::start(&Registration {
             name: format!("{PROGRESS_WRITER} for database {database_name}"),
             kind: PROGRESS_WRITER,

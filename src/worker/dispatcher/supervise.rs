@@ -1,6 +1,7 @@
 //! Watching over what was handed out: how it ended, what must be interrupted, what a dead executor left behind.
 
 use super::assign::{BUSY, busy_for};
+use super::lane::Lane;
 use super::{Claimed, Dispatcher};
 use crate::catalog;
 use crate::gucs;
@@ -47,29 +48,35 @@ impl Dispatcher {
 
     fn ended(&mut self, assignment: &Assignment, executor: usize, number: u64, run_us: u64) {
         let ours = |claimed: &Claimed| claimed.executor == executor && claimed.number == number;
-        let Some(claimed) = self.claims.get(&assignment.job()).filter(|claimed| ours(claimed)) else { return };
+        if !self.claims.get(&assignment.job()).is_some_and(ours) {
+            return;
+        }
+        let Some(claimed) = self.forget(assignment, executor) else { return };
         if run_us != REFUSED {
             self.roster.pace.note(&claimed.lane, run_us);
+            return;
         }
-        self.claims.remove(&assignment.job());
+        self.note(claimed.lane, assignment.due_at);
+        let until = Some(Instant::now() + gucs::poll_interval());
+        let of_table = |lane: &&mut Lane| lane.key.table == assignment.table;
+        self.lanes.values_mut().filter(of_table).for_each(|lane| lane.blocked_until = until);
+    }
+
+    /// Takes a claim out of the books. Should the same id have been submitted again meanwhile, its lane has passed it by.
+    fn forget(&mut self, assignment: &Assignment, executor: usize) -> Option<Claimed> {
         if assignment.suspect {
             shmem::header().release_suspect(executor);
         }
-        if run_us == REFUSED {
-            let lane = self
-                .lanes
-                .values_mut()
-                .find(|lane| lane.key.table == assignment.table && lane.key.handler == assignment.handler.to_text());
-            if let Some(lane) = lane {
-                lane.note(assignment.due_at);
-                lane.blocked_until = Some(Instant::now() + gucs::poll_interval());
-            }
+        if let Some((lane, run_at)) = self.skipped.remove(&assignment.job()) {
+            self.note(lane, run_at);
         }
+        self.claims.remove(&assignment.job())
     }
 
     /// Gives a job back to its lane.
     fn give_back(&mut self, assignment: &Assignment) {
-        if let Some(claimed) = self.claims.remove(&assignment.job()) {
+        let executor = self.claims.get(&assignment.job()).map(|claimed| claimed.executor);
+        if let Some(claimed) = executor.and_then(|executor| self.forget(assignment, executor)) {
             self.note(claimed.lane, assignment.due_at);
         }
     }
@@ -194,7 +201,7 @@ impl Dispatcher {
         for (executor, number, assignment) in withdrawn {
             let slot = &shmem::executors()[executor];
             if slot.claim(number).take(ClaimState::Revoked) {
-                self.claims.remove(&assignment.job());
+                self.forget(&assignment, executor);
             } else {
                 self.interrupt(executor, number, Interrupt::Cancelled);
             }

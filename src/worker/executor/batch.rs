@@ -2,10 +2,12 @@
 
 use super::{Executor, run};
 use crate::handler::Handler;
+use crate::pg::error::forget_cancel;
 use crate::pg::memory::HeldDatum;
 use crate::pg::relation::Lock;
 use crate::pg::session;
 use crate::pg::spi;
+use crate::pg::timer;
 use crate::pg::xact;
 use crate::planted::{self, Bug};
 use crate::shmem::{Assignment, ClaimState, REFUSED};
@@ -41,8 +43,10 @@ impl Job {
 /// What loading a job came to.
 enum Loaded {
     Ready(Job),
-    /// The row is finished or gone, though nobody took the job out of the queue.
+    /// The row is finished, though nobody took the job out of the queue.
     Obsolete(u64, Assignment),
+    /// There is no row, or its owner may not see it: a policy, or a restore that has not come to it yet.
+    Missing(u64, Assignment),
     /// The table, its owner or the handler is not (any more) what it has to be.
     Refused(u64),
 }
@@ -53,7 +57,7 @@ pub fn process(executor: &mut Executor, numbers: Range<u64>) {
         Ok(loaded) => loaded,
         Err(error) => {
             // Not one job's doing: a table's own permissions or expressions. It is looked at again with the next poll.
-            error.log();
+            executor.tables.complain(0, error.message.clone(), &error.without_data());
             numbers.iter().map(|number| Loaded::Refused(*number)).collect()
         }
     };
@@ -70,6 +74,10 @@ pub fn process(executor: &mut Executor, numbers: Range<u64>) {
                 run::all(executor, std::mem::take(&mut ready));
                 run::discard(executor, number, &assignment);
             }
+            Loaded::Missing(number, assignment) => {
+                run::all(executor, std::mem::take(&mut ready));
+                run::postpone(executor, number, &assignment);
+            }
         }
     }
     run::all(executor, ready);
@@ -77,7 +85,8 @@ pub fn process(executor: &mut Executor, numbers: Range<u64>) {
 
 /// Reads what the jobs need. The transaction ends here, and with it every lock on the job tables.
 fn load(executor: &mut Executor, numbers: &[u64]) -> Result<Vec<Loaded>, crate::pg::error::PgError> {
-    xact::transaction(|| {
+    timer::arm(run::PATIENCE);
+    let loaded = xact::transaction(|| {
         if !planted::is(Bug::NoScrub) {
             session::reset();
         }
@@ -101,25 +110,32 @@ fn load(executor: &mut Executor, numbers: &[u64]) -> Result<Vec<Loaded>, crate::
             }
         }
         loaded
-    })
+    });
+    timer::disarm();
+    forget_cancel();
+    loaded
 }
 
 fn load_one(executor: &mut Executor, number: u64, assignment: Assignment) -> Loaded {
-    let Some(table) = executor.tables.open(assignment.table, Lock::Read) else {
+    let Some(table) = executor.tables.open(assignment.table, Lock::ReadIfFree) else {
         return Loaded::Refused(number);
     };
     let Some(handler) = executor.handlers.resolve(assignment.table, &assignment.handler.to_text()) else {
         return Loaded::Refused(number);
     };
-    spi::connect(|| {
-        let rows = table.load.read(&[spi::uuid(&assignment.id)], 1);
-        let finished = rows.get::<bool>(0, 2).unwrap_or(true);
-        if finished {
-            return Loaded::Obsolete(number, assignment);
-        }
-        // A NULL, in a table that allows it, is a JSON null to the handler.
-        let payload = rows.hold(0, 1, &executor.memory).unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
-        Loaded::Ready(Job::new(number, assignment, handler, payload))
+    // After the lock: a rewrite of the table by whoever had it before leaves older snapshots an empty table.
+    xact::with_latest_snapshot(|| {
+        spi::connect(|| {
+            let rows = table.load.read(&[spi::uuid(&assignment.id)], 1);
+            match rows.get::<bool>(0, 2) {
+                None => return Loaded::Missing(number, assignment),
+                Some(true) => return Loaded::Obsolete(number, assignment),
+                Some(false) => {}
+            }
+            // A NULL, in a table that allows it, is a JSON null to the handler.
+            let payload = rows.hold(0, 1, &executor.memory).unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
+            Loaded::Ready(Job::new(number, assignment, handler, payload))
+        })
     })
 }
 
@@ -131,5 +147,5 @@ fn refuse(executor: &Executor, number: u64) {
         claim.set(ClaimState::Done);
     }
     executor.slot.passed.store(number + 1, Ordering::Release);
-    executor.dispatcher.dispatcher.wake();
+    executor.wake_dispatcher();
 }

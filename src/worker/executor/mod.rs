@@ -21,7 +21,7 @@ use crate::journal;
 use crate::pg::memory::Context;
 use crate::pg::role::bookkeeping;
 use crate::pg::{bgworker, clock, guc, lwlock, role, signal, spi, xact};
-use crate::shmem::{self, ClaimState, DatabaseSlot, ExecutorSlot, SlotState};
+use crate::shmem::{self, DatabaseSlot, ExecutorSlot, SlotState};
 use crate::worker::{EXECUTOR, Next, run as run_worker};
 use pgrx::pg_sys::Oid;
 use std::cell::Cell;
@@ -46,9 +46,7 @@ pub struct Executor {
     slot: &'static ExecutorSlot,
     /// Of the slot, and of the executor's place in the journal.
     index: usize,
-    dispatcher: &'static DatabaseSlot,
     database: u32,
-    owner: u32,
     handlers: Handlers,
     tables: tables::Tables,
     /// How long each handler took lately; decides what may share a commit.
@@ -91,14 +89,11 @@ pub fn main(argument: u64) {
     guc::notice_deadlocks_first();
     bgworker::report_application_name(EXECUTOR);
     bgworker::report_activity(None);
-    let Some(dispatcher) = shmem::database(database) else { return };
     let now = Instant::now();
     let mut executor = Executor {
         slot,
         index,
-        dispatcher,
         database,
-        owner,
         handlers: Handlers::default(),
         tables: tables::Tables::default(),
         pace: run::Pace::default(),
@@ -109,7 +104,7 @@ pub fn main(argument: u64) {
         idle_since: now,
     };
     lwlock::with(true, || slot.set_state(SlotState::Ready));
-    dispatcher.dispatcher.wake();
+    executor.wake_dispatcher();
     run_worker(|| executor.tick());
 }
 
@@ -137,12 +132,24 @@ fn leave() {
 }
 
 impl Executor {
+    /// The slot of the dispatcher as of now: a new dispatcher may have another one.
+    fn dispatcher(&self) -> Option<&'static DatabaseSlot> {
+        shmem::database(self.database)
+    }
+
+    fn wake_dispatcher(&self) {
+        if let Some(slot) = self.dispatcher() {
+            slot.dispatcher.wake();
+        }
+    }
+
     fn tick(&mut self) -> Next {
         let (passed, handed) = (self.slot.passed.load(Ordering::Acquire), self.slot.handed());
         if passed == handed {
             return self.idle();
         }
-        self.handlers.refresh(self.dispatcher.handlers_version.load(Ordering::Acquire));
+        // Without a dispatcher there is nobody to say that the handlers have changed.
+        self.handlers.refresh(self.dispatcher().map(|slot| slot.handlers_version.load(Ordering::Acquire)));
         batch::process(self, passed..handed);
         self.memory.reset();
         self.errors.reset();
@@ -151,7 +158,8 @@ impl Executor {
         }
         self.idle_since = Instant::now();
         if self.must_give_way() {
-            self.abandon_rest();
+            // What is still in the mailbox goes back to the dispatcher, which the exit callback tells.
+            self.write_stats();
             return Next::Leave;
         }
         Next::Again
@@ -192,17 +200,6 @@ impl Executor {
             }
             gives_way
         })
-    }
-
-    /// Leaves what is still in the mailbox to the dispatcher; the exit callback tells it.
-    fn abandon_rest(&mut self) {
-        self.write_stats();
-        lwlock::with(true, || {
-            self.slot.set_state(SlotState::Leaving);
-            for number in self.slot.passed.load(Ordering::Acquire)..self.slot.handed() {
-                self.slot.claim(number).take(ClaimState::Revoked);
-            }
-        });
     }
 
     /// Adds what was counted to the table; lost with a crash, which counters may be.

@@ -2,7 +2,9 @@
 
 use super::Executor;
 use super::batch::Job;
+use super::run::PATIENCE;
 use crate::catalog;
+use crate::gucs;
 use crate::job::{FREE_CONFLICTS, Setback, Timing};
 use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
@@ -12,7 +14,7 @@ use crate::pg::latch::own_pid;
 use crate::pg::memory::HeldDatum;
 use crate::pg::relation::Lock;
 use crate::pg::role::bookkeeping;
-use crate::pg::{guc, spi, xact};
+use crate::pg::{guc, spi, timer, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
 use crate::retry;
@@ -55,6 +57,8 @@ pub fn complete(
     if !updated && !is_open(executor, job) {
         *withdrawn = true;
     } else if !updated {
+        // Its plan may be that of a rule which has gone since.
+        executor.tables.forget(job.assignment.table);
         PgError::new(
             PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
             "the completion of the job did not reach its row",
@@ -96,6 +100,26 @@ pub fn take_out(assignment: &Assignment) {
     fence(assignment);
 }
 
+/// Puts a job back whose row is not there, for longer every time; it is given up when the log of its attempts would be, too.
+pub fn postpone(assignment: &Assignment) -> Ended {
+    if clock::now() - assignment.enqueued_at > gucs::attempts_retention().as_micros() as i64 {
+        fence(assignment);
+        return Ended::Withdrawn;
+    }
+    bookkeeping(|| {
+        spi::connect(|| {
+            let before = catalog::conflicts(assignment.job());
+            let delay = retry::Policy { max_attempts: i32::MAX, delay: gucs::poll_interval(), ..gucs::retry_policy() }
+                .delay_after(i32::from(before) + 1, 0.0);
+            let run_at = after(delay.unwrap_or_default());
+            match catalog::put_back_free(assignment, run_at) {
+                Some(_) => Ended::Retry(run_at),
+                None => Ended::Withdrawn,
+            }
+        })
+    })
+}
+
 /// UPDATEs the row as completed or failed if it is still open.
 fn finish_row(
     executor: &mut Executor,
@@ -135,9 +159,17 @@ fn finish_row(
 
 /// Runs `f`, our own UPDATE of the job's row: our trigger lets it pass, and whatever the owner's triggers do to the settings
 /// ends with it.
+///
+/// A client that keeps the row locked must not keep the executor: it is a conflict then, and the job runs again.
 fn on_row<T>(job: &Job, f: impl FnOnce() -> T) -> T {
-    guc::nested(|| submit::while_finishing(job.assignment.job(), f))
+    guc::nested(|| {
+        guc::set_local(c"lock_timeout", ROW_PATIENCE);
+        submit::while_finishing(job.assignment.job(), f)
+    })
 }
+
+/// How long the end of a run waits for a lock on the job's row.
+const ROW_PATIENCE: &str = "10s";
 
 /// Does the row, as committed by now, still wait for its end?
 fn is_open(executor: &mut Executor, job: &Job) -> bool {
@@ -157,7 +189,8 @@ pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>) -> (Set
         return (Setback::Timeout, timed_out);
     }
     let conflict = error.is(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE)
-        || error.is(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED);
+        || error.is(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED)
+        || error.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE);
     (if conflict { Setback::Conflict } else { Setback::Error }, error)
 }
 
@@ -173,6 +206,7 @@ pub fn timeout_error(timeout: Duration) -> PgError {
 pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgError, started_at: Timestamp) -> Ended {
     let line = format!("recording the outcome of background job {}", crate::job::format_id(&job.assignment.id));
     let keep = executor.errors;
+    timer::arm(PATIENCE);
     let recorded = xact::subtransaction(&line, &keep, || {
         if setback == Setback::Conflict
             && let Some(ended) = conflict(job, error, started_at)
@@ -181,11 +215,12 @@ pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
         }
         setback_of(executor, job, setback, error, started_at)
     });
+    timer::disarm();
     recorded.unwrap_or_else(|second| {
         submit::not_finishing();
         // The owner's own triggers or constraints do not let the row be written. It is not run again meanwhile.
         xact::subtransaction(&line, &keep, || retreat(job, &second, started_at)).unwrap_or_else(|third| {
-            third.log();
+            third.without_data().log();
             Ended::Refused
         })
     })

@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 /// How long finished jobs wait for others to share their commit.
 const COMPANY: Duration = Duration::from_millis(5);
 
+/// How long code of the owner may take that is no handler: triggers, policies and constraints around its rows.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A handler whose runs take less than this on average is short.
 const SHORT: Duration = Duration::from_millis(1);
 
@@ -99,7 +102,7 @@ fn commit_some(
     runs: &mut Vec<Run>,
     tried: &mut usize,
 ) -> Result<(), PgError> {
-    xact::transaction(|| {
+    xact::user_transaction(|| {
         let mut first_finished: Option<Instant> = None;
         let durability = jobs[0].handler.definition.synchronous_commit.clone();
         if let Some(value) = &durability {
@@ -130,7 +133,13 @@ fn commit_some(
                 break;
             }
         }
+        if runs.len() > 1 {
+            // Deferred triggers that take too long: every job again, in a commit of its own.
+            timer::arm(PATIENCE);
+        }
     })
+    .inspect(|()| timer::disarm())
+    .inspect_err(|_| timer::disarm())
 }
 
 fn shares_commit(executor: &Executor, job: &Job) -> bool {
@@ -152,11 +161,20 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run
     match job.assignment.action {
         Action::Run => {}
         Action::Fail => {
+            timer::arm(PATIENCE);
             run.ended = outcome::fail_exhausted(executor, job);
+            timer::disarm();
             return run;
         }
         Action::Restart => {
-            outcome::restart_progress(executor, job);
+            let errors = executor.errors;
+            timer::arm(PATIENCE);
+            // Should it fail, the row shows too much for a while; that is worth no attempt.
+            let _ = xact::subtransaction("restarting the progress of a job", &errors, || {
+                outcome::restart_progress(executor, job);
+            });
+            timer::disarm();
+            submit::not_finishing();
             run.ended = Ended::Restarted;
             return run;
         }
@@ -187,7 +205,10 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run
         run.took = begun.elapsed();
     }
     let interrupt = slot.interrupt();
-    slot.end();
+    if shares_commit(executor, job) {
+        // A job with a commit of its own stays marked until that is over, so that a deadline holds for it, too.
+        slot.end();
+    }
     forget_cancel();
     submit::not_finishing();
     CURRENT.set(None);
@@ -231,12 +252,12 @@ fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
 }
 
 fn close_progress(executor: &Executor) {
-    let (database, owner) = (executor.database, executor.owner);
-    progress::close(executor.slot, || progress_writer::is_alive(database, owner));
+    progress::close(executor.slot, progress_writer::is_alive);
 }
 
 /// Tells everybody whom it concerns how the runs ended; they are committed.
 fn settle(executor: &mut Executor, runs: &[Run]) {
+    executor.slot.end();
     journal::end(executor.index);
     let mut finished = Vec::new();
     let mut notes = Vec::new();
@@ -267,7 +288,9 @@ fn settle(executor: &mut Executor, runs: &[Run]) {
         }
         executor.slot.passed.store(run.number + 1, Ordering::Release);
     }
-    executor.dispatcher.leave(&notes);
+    if let Some(slot) = executor.dispatcher() {
+        slot.leave(&notes);
+    }
     WaiterSlot::wake(executor.database, &finished);
 }
 
@@ -292,37 +315,57 @@ fn count(executor: &mut Executor, run: &Run, handler: &str) {
 /// The transaction of a single job failed as a whole: at its commit, or in our own part of it.
 fn give_up(executor: &mut Executor, job: &Job, error: PgError) {
     CURRENT.set(None);
+    let interrupt = executor.slot.interrupt();
     executor.slot.end();
+    forget_cancel();
+    submit::not_finishing();
     close_progress(executor);
     let started_at = executor.slot.started_at.load(Ordering::Acquire);
     let mut run = Run::of(job, Ended::Refused);
-    let (setback, error) = outcome::classify(job, error, None);
-    match xact::transaction(|| outcome::record(executor, job, setback, &error, started_at)) {
+    let (setback, error) = outcome::classify(job, error, interrupt);
+    let cancelled = interrupt == Some(Interrupt::Cancelled);
+    match xact::transaction(|| match cancelled {
+        true => outcome::withdrawn(executor, job, started_at),
+        false => outcome::record(executor, job, setback, &error, started_at),
+    }) {
         Ok(ended) => run.ended = ended,
         Err(second) => {
-            error.log();
-            second.log();
+            error.without_data().log();
+            second.without_data().log();
         }
     }
     settle(executor, &[run]);
 }
 
-/// Takes a job out of the queue whose row is finished or gone already.
+/// Takes a job out of the queue whose row is finished already.
 pub fn discard(executor: &mut Executor, number: u64, assignment: &Assignment) {
+    without_handler(executor, number, assignment, |assignment| {
+        outcome::take_out(assignment);
+        Ended::Withdrawn
+    });
+}
+
+/// Lets a job wait whose row is not there.
+pub fn postpone(executor: &mut Executor, number: u64, assignment: &Assignment) {
+    without_handler(executor, number, assignment, outcome::postpone);
+}
+
+/// Settles a job that is not run, in a transaction of its own.
+fn without_handler(
+    executor: &mut Executor,
+    number: u64,
+    assignment: &Assignment,
+    settle_as: impl FnOnce(&Assignment) -> Ended,
+) {
     if !executor.slot.claim(number).take(ClaimState::Running) {
         executor.slot.passed.store(number + 1, Ordering::Release);
         return;
     }
-    let mut run = Run {
-        number,
-        assignment: *assignment,
-        ended: Ended::Withdrawn,
-        started_at: clock::now(),
-        took: Duration::ZERO,
-    };
-    if let Err(error) = xact::transaction(|| outcome::take_out(assignment)) {
-        error.log();
-        run.ended = Ended::Refused;
+    let mut run =
+        Run { number, assignment: *assignment, ended: Ended::Refused, started_at: clock::now(), took: Duration::ZERO };
+    match xact::transaction(|| settle_as(assignment)) {
+        Ok(ended) => run.ended = ended,
+        Err(error) => error.without_data().log(),
     }
     settle(executor, &[run]);
 }

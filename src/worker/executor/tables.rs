@@ -46,9 +46,14 @@ impl Tables {
         self.known.get(&oid).cloned()
     }
 
+    /// Has the table's statements prepared anew.
+    pub fn forget(&mut self, table: u32) {
+        self.known.remove(&table);
+    }
+
     /// Logs a problem of a table once.
-    fn complain(&mut self, table: u32, about: String, problem: &PgError) {
-        if self.complained.insert((table, about)) {
+    pub fn complain(&mut self, table: u32, about: String, problem: &PgError) {
+        if self.complained.len() < 100 && self.complained.insert((table, about)) {
             problem.log();
         }
     }
