@@ -37,6 +37,8 @@ CREATE TABLE background_jobs.handler (
     function_schema    name NOT NULL,
     function_name      name NOT NULL,
     takes_id           boolean NOT NULL,
+    -- whose function it was: the name alone could be taken by somebody else's after a DROP FUNCTION
+    function_owner     regrole NOT NULL,
     -- whoever owned the job table at registration: a later owner never runs what an earlier one chose
     owner              regrole NOT NULL,
     max_attempts       integer,

@@ -1,6 +1,6 @@
 -- The views show each reader the jobs of the tables that the reader may SELECT from. They belong to the extension's owner,
 -- whose privileges reach the private tables; security_barrier keeps a reader's own functions behind the filter. To a reader
--- whom row-level security shows only some rows of a table, they show none of its jobs.
+-- whom row-level security shows only some rows of a table, they show none of its jobs, unless it is its owner.
 
 CREATE VIEW background_jobs.queue WITH (security_barrier) AS
 SELECT q.job_table, q.job_id, q.handler,
@@ -25,7 +25,9 @@ SELECT q.job_table, q.job_id, q.handler,
   LEFT JOIN background_jobs.worker_state() w
     ON w.job_table OPERATOR(pg_catalog.=) q.job_table AND w.job_id OPERATOR(pg_catalog.=) q.job_id
  WHERE pg_catalog.has_table_privilege(q.job_table, 'SELECT')
-   AND NOT pg_catalog.row_security_active(q.job_table);
+   AND (NOT pg_catalog.row_security_active(q.job_table)
+        OR pg_catalog.pg_has_role((SELECT o.relowner FROM pg_catalog.pg_class o
+                                    WHERE o.oid OPERATOR(pg_catalog.=) q.job_table), 'USAGE'));
 
 -- worker_state() itself shows a caller only jobs of tables that the caller may SELECT from.
 CREATE VIEW background_jobs.workers WITH (security_barrier) AS
@@ -64,7 +66,9 @@ CREATE VIEW background_jobs.attempts WITH (security_barrier) AS
 SELECT a.job_table, a.job_id, a.attempt, a.handler, a.outcome, a.error, a.started_at, a.finished_at, a.pid
   FROM background_jobs.attempt a
  WHERE pg_catalog.has_table_privilege(a.job_table, 'SELECT')
-   AND NOT pg_catalog.row_security_active(a.job_table);
+   AND (NOT pg_catalog.row_security_active(a.job_table)
+        OR pg_catalog.pg_has_role((SELECT o.relowner FROM pg_catalog.pg_class o
+                                    WHERE o.oid OPERATOR(pg_catalog.=) a.job_table), 'USAGE'));
 
 -- Everybody may ask; the answer depends on who asks.
 GRANT USAGE ON SCHEMA background_jobs TO PUBLIC;

@@ -4,11 +4,11 @@ use crate::catalog;
 use crate::gucs;
 use crate::job::JobId;
 use crate::pg::error::PgError;
-use crate::pg::guc;
 use crate::pg::memory::{Context, HeldDatum};
 use crate::pg::relation::qualified;
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
+use crate::pg::{function, guc};
 use crate::retry::Policy;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -40,9 +40,26 @@ impl Handler {
         policy(&self.definition, job_max_attempts)
     }
 
+    /// Is the function of that name still the registered one's owner's? A missing one the call itself complains about.
+    fn check_function(&self) {
+        let definition = &self.definition;
+        let types: &[pg_sys::Oid] =
+            if definition.takes_id { &[pg_sys::UUIDOID, pg_sys::JSONBOID] } else { &[pg_sys::JSONBOID] };
+        let owner = function::owner_by_name(&definition.schema, &definition.function, types);
+        if owner.is_some_and(|owner| owner != definition.function_owner) {
+            PgError::new(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("handler function {} belongs to another role than the one registered", definition.function),
+            )
+            .hint("Look at the function, and register it again with background_jobs.register_handler().")
+            .raise();
+        }
+    }
+
     /// Calls the function as the session's user, in the current subtransaction, and undoes what it did to the settings.
     /// The result is a jsonb in `into`, or null.
     pub fn call(&self, id: &JobId, payload: HeldDatum, into: &Context) -> Option<HeldDatum> {
+        self.check_function();
         guc::nested(|| {
             spi::connect(|| {
                 let rows = if self.definition.takes_id {

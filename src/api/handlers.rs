@@ -65,6 +65,7 @@ fn register(args: &Args) -> Fallible<()> {
                 schema: &function.schema,
                 function: &function.name,
                 takes_id,
+                function_owner: function.owner,
                 owner: table.owner,
                 max_attempts,
                 timeout: args.datum(4),

@@ -10,9 +10,11 @@ use crate::pg::call;
 use crate::pg::clock;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::{Args, uuid_datum};
+use crate::pg::memory::Context;
 use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
+use crate::pg::xact;
 use crate::submit;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum};
@@ -48,14 +50,32 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
             return Err(invalid(format!("invalid job_key_mode: \"{mode}\"")).hint("Available values: replace, keep."));
         }
     };
-    if let Some(key) = args.text(5)
-        && let Some(id) = take_over_key(&table, &key, keep)?
-    {
-        return Ok(id);
+    let submit = || {
+        let id = insert(args, &table, &options, &handler)?;
+        adjust(args, JobRef { table: table.oid.to_u32(), id }, &options);
+        Ok(id)
+    };
+    let Some(key) = args.text(5) else { return submit() };
+    let memory = Context::new_scratch(c"background_jobs enqueue");
+    for _ in 0..KEY_FIGHTS {
+        if let Some(id) = take_over_key(&table, &key, keep)? {
+            return Ok(id);
+        }
+        // Somebody else may get the key between the look and the insert: then there is somebody to look at.
+        match xact::subtransaction("enqueue() with a job_key", &memory, submit) {
+            Err(error) if error.is(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION) && is_taken(&table, &key) => {}
+            Err(error) => return Err(error),
+            Ok(result) => return result,
+        }
     }
-    let id = insert(args, &table, &options, &handler)?;
-    adjust(args, JobRef { table: table.oid.to_u32(), id }, &options);
-    Ok(id)
+    submit()
+}
+
+/// How often enqueue() looks again when others submit jobs with the same key at the same moment.
+const KEY_FIGHTS: usize = 100;
+
+fn is_taken(table: &Relation, key: &str) -> bool {
+    bookkeeping(|| spi::connect(|| catalog::find_by_key(table.oid.to_u32(), key))).is_some()
 }
 
 /// Deals with the unfinished job that has the key: keeps it, or cancels it to make room for the new one. A running one goes on
@@ -252,6 +272,11 @@ fn retry_job(args: &Args) -> Fallible<bool> {
     }
 }
 
+fn lock_row(table: &Relation, job: &JobRef) {
+    let sql = format!("SELECT 1 FROM {} WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE", table.qualified_name());
+    spi::connect(|| Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 1));
+}
+
 fn row_exists(table: &Relation, job: &JobRef) -> bool {
     let sql = format!("SELECT 1 FROM {} WHERE id OPERATOR(pg_catalog.=) $1", table.qualified_name());
     spi::connect(|| Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 1).processed > 0)
@@ -262,7 +287,9 @@ pub fn run_now(args: &Args) -> Datum {
     let found = or_raise((|| {
         require_preload()?;
         let job = job_argument(args, 0, 1)?;
-        owned_table(pg_sys::Oid::from(job.table), Lock::Read)?;
+        let table = owned_table(pg_sys::Oid::from(job.table), Lock::Write)?;
+        // The row before the queue, like everybody else: two orders would be a deadlock some day.
+        lock_row(&table, &job);
         let now = submit::arrival();
         let lane = bookkeeping(|| spi::connect(|| catalog::make_due(job, now)));
         let found = lane.is_some();

@@ -10,6 +10,7 @@ pub struct Handler {
     pub schema: String,
     pub function: String,
     pub takes_id: bool,
+    pub function_owner: Oid,
     pub max_attempts: Option<i32>,
     pub timeout: Option<Duration>,
     pub retry_delay: Option<Duration>,
@@ -25,6 +26,7 @@ pub struct NewHandler<'a> {
     pub schema: &'a str,
     pub function: &'a str,
     pub takes_id: bool,
+    pub function_owner: Oid,
     pub owner: Oid,
     pub max_attempts: Option<i32>,
     pub timeout: Option<Datum>,
@@ -39,17 +41,17 @@ pub struct NewHandler<'a> {
 pub fn register(new: &NewHandler) {
     statement!(
         "INSERT INTO background_jobs.handler
-             (job_table, name, function_schema, function_name, takes_id, owner, max_attempts, timeout, retry_delay,
+             (job_table, name, function_schema, function_name, takes_id, function_owner, owner, max_attempts, timeout, retry_delay,
               max_retry_delay, concurrency, queue, priority, synchronous_commit)
-         VALUES ($1::regclass, $2, $3, $4, $5, $6::regrole, $7, $8, $9, $10, $11, $12, $13, $14)
+         VALUES ($1::regclass, $2, $3, $4, $5, $15::regrole, $6::regrole, $7, $8, $9, $10, $11, $12, $13, $14)
          ON CONFLICT (job_table, name) DO UPDATE
             SET function_schema = excluded.function_schema, function_name = excluded.function_name,
-                takes_id = excluded.takes_id, owner = excluded.owner, max_attempts = excluded.max_attempts,
+                takes_id = excluded.takes_id, function_owner = excluded.function_owner, owner = excluded.owner, max_attempts = excluded.max_attempts,
                 timeout = excluded.timeout, retry_delay = excluded.retry_delay,
                 max_retry_delay = excluded.max_retry_delay, concurrency = excluded.concurrency,
                 queue = excluded.queue, priority = excluded.priority,
                 synchronous_commit = excluded.synchronous_commit, registered_at = pg_catalog.clock_timestamp()",
-        [OID, TEXT, TEXT, TEXT, BOOL, OID, INT4, INTERVAL, INTERVAL, INTERVAL, INT4, TEXT, INT2, TEXT]
+        [OID, TEXT, TEXT, TEXT, BOOL, OID, INT4, INTERVAL, INTERVAL, INTERVAL, INT4, TEXT, INT2, TEXT, OID]
     )
     .execute(
         &[
@@ -67,6 +69,7 @@ pub fn register(new: &NewHandler) {
             new.queue.and_then(text),
             new.priority.and_then(int2),
             new.synchronous_commit.and_then(text),
+            oid(new.function_owner),
         ],
         0,
     );
@@ -94,7 +97,7 @@ pub fn handlers(only: Option<(u32, &str)>) -> Vec<Handler> {
                 (extract(epoch FROM LEAST(h.timeout, CASE WHEN h.timeout IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
                 (extract(epoch FROM LEAST(h.retry_delay, CASE WHEN h.retry_delay IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
                 (extract(epoch FROM LEAST(h.max_retry_delay, CASE WHEN h.max_retry_delay IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
-                h.concurrency, h.synchronous_commit
+                h.concurrency, h.synchronous_commit, h.function_owner::oid
            FROM background_jobs.handler h
            JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner
           WHERE ($1 IS NULL OR h.job_table = $1) AND ($2 IS NULL OR h.name = $2)",
@@ -115,6 +118,7 @@ pub fn handlers(only: Option<(u32, &str)>) -> Vec<Handler> {
             max_retry_delay: micros(row, 9),
             concurrency: rows.get(row, 10),
             synchronous_commit: rows.get(row, 11),
+            function_owner: rows.get(row, 12).unwrap_or(Oid::INVALID),
         })
         .collect()
 }

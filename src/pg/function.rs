@@ -1,12 +1,13 @@
 //! What the catalogs say about a function.
 
 use pgrx::pg_sys;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 #[derive(Debug, Clone)]
 pub struct Function {
     pub schema: String,
     pub name: String,
+    pub owner: pg_sys::Oid,
     /// As in pg_proc.prokind: 'f' function, 'p' procedure, 'a' aggregate, 'w' window function.
     pub kind: char,
     pub arguments: Vec<pg_sys::Oid>,
@@ -32,6 +33,7 @@ pub fn find(oid: pg_sys::Oid) -> Option<Function> {
                 CStr::from_ptr(schema).to_string_lossy().into_owned()
             },
             name: CStr::from_ptr(form.proname.data.as_ptr()).to_string_lossy().into_owned(),
+            owner: form.proowner,
             kind: form.prokind as u8 as char,
             arguments: types.values.as_slice(types.dim1 as usize).to_vec(),
             returns: form.prorettype,
@@ -52,5 +54,26 @@ pub fn may_execute(oid: pg_sys::Oid, role: pg_sys::Oid) -> bool {
         let result =
             pg_sys::object_aclcheck(pg_sys::ProcedureRelationId, oid, role, pg_sys::ACL_EXECUTE as pg_sys::AclMode);
         result == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
+/// The owner of the function that a call by this name and these argument types reaches, or none if there is none.
+pub fn owner_by_name(schema: &str, name: &str, arguments: &[pg_sys::Oid]) -> Option<pg_sys::Oid> {
+    let (schema, name) = (CString::new(schema).ok()?, CString::new(name).ok()?);
+    // SAFETY: look-ups inside a transaction; the tuple is released before the function returns.
+    unsafe {
+        let types = pg_sys::buildoidvector(arguments.as_ptr(), arguments.len() as i32);
+        let tuple = pg_sys::SearchSysCache3(
+            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
+            pg_sys::Datum::from(name.as_ptr()),
+            pg_sys::Datum::from(types),
+            pg_sys::Datum::from(pg_sys::get_namespace_oid(schema.as_ptr(), true)),
+        );
+        if tuple.is_null() {
+            return None;
+        }
+        let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>()).proowner;
+        pg_sys::ReleaseSysCache(tuple);
+        Some(owner)
     }
 }

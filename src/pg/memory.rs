@@ -21,6 +21,20 @@ impl Context {
         })
     }
 
+    /// The same, child of the current context, with which it goes away.
+    pub fn new_scratch(name: &'static CStr) -> Self {
+        // SAFETY: there always is a current context; the name is static.
+        Self(unsafe {
+            pg_sys::AllocSetContextCreateInternal(
+                pg_sys::CurrentMemoryContext,
+                name.as_ptr(),
+                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            )
+        })
+    }
+
     pub fn raw(&self) -> pg_sys::MemoryContext {
         self.0
     }

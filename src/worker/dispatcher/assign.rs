@@ -161,7 +161,8 @@ impl Dispatcher {
         lane.turn = turn;
         let Some(waiting) = lane.take() else { return false };
         if self.claims.contains_key(&JobRef { table: key.table, id: waiting.id }) {
-            // It was in the windows of two lanes: run_now() or a retry has moved it.
+            // It was in the windows of two lanes (run_now() or a retry has moved it), or was submitted again.
+            self.skipped.insert(JobRef { table: key.table, id: waiting.id }, (key, waiting.run_at));
             if suspect {
                 shmem::header().release_suspect(executor);
             }

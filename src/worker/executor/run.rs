@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 const COMPANY: Duration = Duration::from_millis(5);
 
 /// How long code of the owner may take that is no handler: triggers, policies and constraints around its rows.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A handler whose runs take less than this on average is short.
 const SHORT: Duration = Duration::from_millis(1);

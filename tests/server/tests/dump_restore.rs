@@ -356,7 +356,7 @@ fn triggers_that_are_no_longer_always_enabled_are_warned_about_and_attach_mends_
     assert!(app.wait_final(id).completed);
     let cluster = app.cluster;
     let warned = server_tests::wait::attempt(Duration::from_secs(3), "a warning", || {
-        let about = |line: &str| line.contains("background_jobs dispatcher") && line.contains("trigger");
+        let about = |line: &str| line.contains("background_jobs executor") && line.contains("trigger");
         server_tests::wait::yes(cluster.log().lines().any(about))
     });
     app.sql("SELECT background_jobs.attach('background_jobs')");
