@@ -128,16 +128,16 @@ pub const KINDS: &[Kind] = &[
     // Ends at the moment that it sees itself taken back, which is when the interrupt is on its way.
     kind(
         "brink",
-        40,
+        80,
         5,
         "",
         "PERFORM effect(payload, attempt);
-         FOR step IN 1..60 LOOP
+         FOR step IN 1..COALESCE((brink.payload ->> 'steps')::int, 120) LOOP
              EXIT WHEN NOT EXISTS (
                  SELECT FROM background_jobs own
                   WHERE own.id = (SELECT id FROM background_jobs.current_job())
                     AND NOT own.cancelled AND own.payload -> 'seq' = brink.payload -> 'seq');
-             PERFORM pg_sleep(0.0005);
+             PERFORM pg_sleep(0.0002);
          END LOOP;",
     ),
     Kind {

@@ -4,7 +4,7 @@
 //! * [`scene`] the server: databases, owners, job tables, [`kinds`] of handlers.
 //! * [`workload`] the clients; what they were told goes into the [`history`].
 //! * [`nemesis`] what befalls the server.
-//! * [`calm`] the end of the storm: everything is let finish.
+//! * [`calm`] the end of the storm: everything is let finish; [`brink`] what the storm may have missed by chance.
 //! * [`evidence`] what is there: rows, effects, changes, attempts, starts.
 //! * [`checker`] the judge.
 //! * [`report`] figures, and each violation with the history of its job.
@@ -12,6 +12,7 @@
 //! All choices derive from the seed. What the threads meet does not, so a seed brings back the same storm and not always the
 //! same moment.
 
+mod brink;
 mod calm;
 mod checker;
 mod evidence;
@@ -81,6 +82,8 @@ fn round(options: &Options, seed: u64, seconds: u64) -> Result<usize, String> {
         run.stop.store(true, Ordering::Relaxed);
         if storm.is_ok() {
             figures.drained = calm::drain(&run, patience).as_secs_f64();
+            brink::try_all(&run);
+            calm::drain(&run, patience);
             figures.longest_probe = calm::probe(&run);
         }
         run.done.store(true, Ordering::Relaxed);

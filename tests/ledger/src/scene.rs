@@ -84,6 +84,8 @@ fn create(cluster: &Cluster) -> Result<Vec<Table>, server_tests::postgres::Error
         for owner in OWNERS {
             inside.batch_execute(&format!("CREATE SCHEMA {owner} AUTHORIZATION {owner}"))?;
             let mut session = cluster.connect(database, owner);
+            // attach() wants to see what is committed meanwhile.
+            session.batch_execute("SET default_transaction_isolation = 'read committed'")?;
             let optional = if owner == "ada" { "'{attempts,started_at,finished_at}'" } else { "'{}'" };
             session.batch_execute(&format!("SELECT background_jobs.create_table(columns => {optional})"))?;
             session.batch_execute(&include_str!("owner.sql").replace("@owner@", owner))?;

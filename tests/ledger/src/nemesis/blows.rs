@@ -179,9 +179,11 @@ impl<'a> Blows<'a> {
         }
     }
 
-    /// Stops a process for a while, as a machine that swaps would.
+    /// Stops a process for a while, as a machine that swaps would. Best of all a dispatcher: then no interrupt hides from
+    /// the completions what was cancelled meanwhile.
     pub fn freeze(&mut self) {
-        let target = VICTIMS[self.rng.usize(..VICTIMS.len())];
+        let any = VICTIMS[self.rng.usize(..VICTIMS.len())];
+        let target = if self.rng.bool() { Target::Dispatcher } else { any };
         let Some(pid) = self.choose(target) else { return };
         let length = self.rng.u64(50..900);
         let at = now();

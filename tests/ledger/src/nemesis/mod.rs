@@ -1,7 +1,7 @@
 //! What befalls the server: one blow after the other, each followed by a wait until the server is back.
 
 mod blows;
-mod targets;
+pub mod targets;
 
 use crate::history::now;
 use crate::run::{Blow, Event, Run};
@@ -19,10 +19,10 @@ pub fn storm(run: &Run, length: Duration, until_found: bool) -> Result<(), Lost>
         let pause = blows.rng.u64(100..700);
         std::thread::sleep(Duration::from_millis(pause));
         match blows.rng.u32(..100) {
-            0..48 => blows.kill()?,
-            48..58 => blows.stop()?,
-            58..80 => blows.signal(),
-            80..90 => blows.freeze(),
+            0..45 => blows.kill()?,
+            45..55 => blows.stop()?,
+            55..73 => blows.signal(),
+            73..91 => blows.freeze(),
             _ => blows.reload(),
         }
     }

@@ -15,7 +15,7 @@ pub fn work(run: &Run, database: &str, number: u64) {
     let mut session = Session::new(run, database, CLIENT);
     let mut replaced = 0;
     while !run.stopped() {
-        std::thread::sleep(Duration::from_millis(rng.u64(2..40)));
+        std::thread::sleep(Duration::from_millis(rng.u64(2..25)));
         if session.get().is_none() {
             continue;
         }
@@ -28,31 +28,49 @@ pub fn work(run: &Run, database: &str, number: u64) {
         let hold = if rng.u32(..3) == 0 { f64::from(rng.u32(1..40)) / 1000.0 } else { 0.0 };
         let Some(client) = session.get() else { continue };
         let take = Take { run, table, one, hold, client };
-        match rng.u32(..10) {
-            0..3 => take.update(),
-            3..5 => take.function(),
-            5..7 => take.delete(),
+        take.by(match rng.u32(..10) {
+            0..2 => Way::Update,
+            2..4 => Way::Function,
+            4 => Way::Delete,
             // A row that submits others would have to take them along.
             _ if one.kind != "child" && one.kind != "deadlock" => {
                 replaced += 1;
                 // No two cancellers use the same number.
-                take.replace(1 + replaced * 10 + number as i32);
+                Way::Replace(1 + replaced * 10 + number as i32)
             }
-            _ => take.update(),
-        }
+            _ => Way::Update,
+        });
     }
 }
 
-struct Take<'a> {
-    run: &'a Run,
-    table: usize,
-    one: Submission,
+#[derive(Clone, Copy)]
+pub enum Way {
+    Update,
+    Function,
+    Delete,
+    /// By a submission of that number.
+    Replace(i32),
+}
+
+pub struct Take<'a> {
+    pub run: &'a Run,
+    pub table: usize,
+    pub one: Submission,
     /// For how long the row stays locked before the COMMIT, in seconds.
-    hold: f64,
-    client: &'a mut Client,
+    pub hold: f64,
+    pub client: &'a mut Client,
 }
 
 impl Take<'_> {
+    pub fn by(self, way: Way) {
+        match way {
+            Way::Update => self.update(),
+            Way::Function => self.function(),
+            Way::Delete => self.delete(),
+            Way::Replace(seq) => self.replace(seq),
+        }
+    }
+
     fn name(&self) -> String {
         self.run.tables[self.table].name()
     }

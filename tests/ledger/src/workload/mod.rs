@@ -4,6 +4,8 @@ mod canceller;
 mod enqueuer;
 mod observer;
 
+pub use canceller::{Take, Way};
+pub use enqueuer::{new_id, payload};
 pub use observer::look;
 
 use crate::history::{Operation, Outcome, What, now};
