@@ -78,6 +78,8 @@ pub struct Dispatcher {
     unhandled: Vec<(u32, String)>,
     unhandled_from: (u32, String),
     interrupts: Interrupts,
+    /// Executors that have ended with their work unsettled, and when that was seen.
+    gone: HashMap<usize, Instant>,
     /// Attempts that ended with their executor: their rows still show their progress.
     restarts: Vec<Assignment>,
     complained: HashSet<String>,
@@ -147,6 +149,7 @@ impl Dispatcher {
             unhandled: Vec::new(),
             unhandled_from: (0, String::new()),
             interrupts: Interrupts::default(),
+            gone: HashMap::new(),
             restarts: Vec::new(),
             complained: HashSet::new(),
             turns: 0,

@@ -21,11 +21,26 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// How long the end of an executor may be part of the end of the server.
+const FAREWELL: Duration = Duration::from_millis(200);
+
 /// Interrupts that were sent: executor and claim, when, and whether termination followed.
 #[derive(Default)]
 pub struct Interrupts(HashMap<(usize, u64), (Instant, bool)>);
 
 impl Dispatcher {
+    /// Is it time to settle what a dead executor left? At a stop of the server its workers are told one after the other: who
+    /// sees an executor end before it is told itself must not take that for the executor's own end.
+    fn is_gone_for_good(&mut self, index: usize, slot: &ExecutorSlot) -> bool {
+        let since = *self.gone.entry(index).or_insert_with(Instant::now);
+        let ours = slot.running().is_none_or(|number| self.interrupts.0.contains_key(&(index, number)));
+        let settled = ours || slot.evicted.load(Ordering::Acquire) || since.elapsed() >= FAREWELL;
+        if settled {
+            self.gone.remove(&index);
+        }
+        settled
+    }
+
     /// Sees which claims have ended.
     pub fn drain(&mut self) {
         for (index, slot) in shmem::executors().iter().enumerate() {
@@ -40,7 +55,7 @@ impl Dispatcher {
                 }
             }
             slot.drained.store(passed, Ordering::Release);
-            if slot.state() == SlotState::Gone {
+            if slot.state() == SlotState::Gone && self.is_gone_for_good(index, slot) {
                 self.rescue(index, slot);
             }
         }
@@ -286,6 +301,9 @@ impl Dispatcher {
         let mut soon = |wait: Duration| sleep = sleep.min(wait.max(Duration::from_millis(1)));
         self.lanes.values().filter_map(|lane| lane.due_in(monotone_now)).for_each(&mut soon);
         self.roster.next_attempt().into_iter().for_each(&mut soon);
+        if !self.gone.is_empty() {
+            soon(FAREWELL);
+        }
         if self.roster.is_starting() || self.slot.starving.load(Ordering::Acquire) > 0 {
             soon(Duration::from_millis(100));
         }
