@@ -190,7 +190,8 @@ impl Dispatcher {
         if std::mem::take(&mut self.prune_next) {
             self.prune();
         }
-        Next::Sleep(Some(self.sleep()))
+        // What was drained may have left something to look at.
+        if self.must_look() { Next::Again } else { Next::Sleep(Some(self.sleep())) }
     }
 
     /// A wall clock that does not run backwards while this process lives.
