@@ -11,7 +11,7 @@
 use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::mapped_file::MappedFile;
-use crate::pg::shmem::{Cell, Shared};
+use crate::pg::shmem::{Cell, shared};
 use crate::shmem::Assignment;
 use pgrx::PgSqlErrorCode;
 use std::ffi::CStr;
@@ -51,8 +51,8 @@ struct Journal {
     suspects: [Place; SUSPECTS],
 }
 
-// SAFETY: atomics and cells that follow the rule stated at `Place`; all zeroes is an empty journal.
-unsafe impl Shared for Journal {}
+// Atomics and cells that follow the rule stated at `Place`; all zeroes is an empty journal.
+shared!(Journal);
 
 static FILE: MappedFile<Journal> = MappedFile::new();
 

@@ -100,6 +100,15 @@ pub fn array<T: Shared>(offset: usize, len: usize) -> &'static [T] {
 /// or a `Cell` that follows the rule stated at it.
 pub unsafe trait Shared {}
 
+/// Vouches for a type as `Shared`; the reason stands where it is used.
+macro_rules! shared {
+    ($type:ty) => {
+        // SAFETY: the promise of the type's author, given beside this line.
+        unsafe impl $crate::pg::shmem::Shared for $type {}
+    };
+}
+pub(crate) use shared;
+
 /// A plain field in shared memory. Whoever writes it is its only writer at that moment by a rule stated at the field
 /// (a lock, or a state that hands it over); readers keep to the same rule.
 #[repr(transparent)]

@@ -4,7 +4,7 @@ use crate::job::{LaneKey, MAX_HANDLER_NAME, Timing};
 use crate::pg::clock;
 use crate::pg::latch::Process;
 use crate::pg::lwlock;
-use crate::pg::shmem::{Cell, Shared};
+use crate::pg::shmem::{Cell, shared};
 use crate::planted::{self, Bug};
 use crate::shmem::Name;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -88,8 +88,8 @@ pub struct DatabaseSlot {
     notes: [Cell<Note>; NOTES],
 }
 
-// SAFETY: atomics, and cells that are used under the lock only; all zeroes is a free slot without notes.
-unsafe impl Shared for DatabaseSlot {}
+// Atomics, and cells that are used under the lock only; all zeroes is a free slot without notes.
+shared!(DatabaseSlot);
 
 impl DatabaseSlot {
     /// Leaves notes for the dispatcher, if there are any, and wakes it. Never blocks for long and never fails: it is called after a commit.

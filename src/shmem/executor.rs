@@ -8,7 +8,7 @@ use crate::job::{JobId, JobRef, MAX_HANDLER_NAME};
 use crate::pg::clock::Timestamp;
 use crate::pg::latch::Process;
 use crate::pg::lwlock;
-use crate::pg::shmem::{Cell, Shared};
+use crate::pg::shmem::{Cell, shared};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// Claims that an executor can hold at once: one batch that it runs, and one that waits behind it.
@@ -187,8 +187,8 @@ pub struct ExecutorSlot {
     claims: [Claim; RING],
 }
 
-// SAFETY: atomics, and cells whose rule stands beside them; all zeroes is a free slot with an empty mailbox.
-unsafe impl Shared for ExecutorSlot {}
+// Atomics, and cells whose rule stands beside them; all zeroes is a free slot with an empty mailbox.
+shared!(ExecutorSlot);
 
 impl ExecutorSlot {
     pub fn state(&self) -> SlotState {

@@ -17,7 +17,7 @@ pub use writer::WriterSlot;
 use crate::gucs;
 use crate::pg::bgworker;
 use crate::pg::latch::Process;
-use crate::pg::shmem::{Shared, array};
+use crate::pg::shmem::{array, shared};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// What concerns the whole server.
@@ -36,8 +36,8 @@ pub struct Header {
     pub waiters: AtomicU32,
 }
 
-// SAFETY: atomics only; all zeroes is nobody and nothing.
-unsafe impl Shared for Header {}
+// Atomics only; all zeroes is nobody and nothing.
+shared!(Header);
 
 impl Header {
     /// Makes `executor` the one that runs a suspect of a crash, if there is none.

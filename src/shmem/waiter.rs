@@ -3,7 +3,7 @@
 use crate::job::JobRef;
 use crate::pg::latch::{Process, own_pid};
 use crate::pg::lwlock;
-use crate::pg::shmem::{Cell, Shared};
+use crate::pg::shmem::{Cell, shared};
 use crate::shmem::{header, waiters};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -16,8 +16,8 @@ pub struct WaiterSlot {
     job: Cell<JobRef>,
 }
 
-// SAFETY: atomics, and a cell that is used under the lock only; all zeroes is a free slot.
-unsafe impl Shared for WaiterSlot {}
+// Atomics, and a cell that is used under the lock only; all zeroes is a free slot.
+shared!(WaiterSlot);
 
 impl WaiterSlot {
     /// Has the calling session woken when the job ends. None: too many wait already, so look now and then.

@@ -1,7 +1,7 @@
 //! One slot per progress writer.
 
 use crate::pg::latch::Process;
-use crate::pg::shmem::Shared;
+use crate::pg::shmem::shared;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 #[repr(C)]
@@ -16,8 +16,8 @@ pub struct WriterSlot {
     pub since_ns: AtomicU64,
 }
 
-// SAFETY: atomics only; all zeroes is a free slot.
-unsafe impl Shared for WriterSlot {}
+// Atomics only; all zeroes is a free slot.
+shared!(WriterSlot);
 
 impl WriterSlot {
     pub fn belongs_to(&self, database: u32, owner: u32) -> bool {

@@ -4,6 +4,7 @@
 //! a user's, and runs no user code.
 
 mod assign;
+mod complain;
 mod lane;
 mod roster;
 mod supervise;
@@ -12,11 +13,10 @@ use crate::catalog::{self, Handler};
 use crate::gucs;
 use crate::job::{JobRef, LaneKey};
 use crate::pg::error::PgError;
-use crate::pg::{bgworker, clock, database, guc, lwlock, relation, role, signal, spi, xact};
+use crate::pg::{bgworker, clock, database, guc, lwlock, relation, signal, spi, xact};
 use crate::shmem::{self, Assignment, DatabaseSlot, Exit, Note};
 use crate::worker::{DISPATCHER, Next, run};
 use lane::Lane;
-use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
 use roster::Roster;
 use std::cell::Cell;
@@ -25,8 +25,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use supervise::Interrupts;
 
-/// Names that were complained about; beyond that many nobody reads the log.
-const COMPLAINTS: usize = 1000;
 const LANES: usize = 1000;
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
@@ -57,6 +55,8 @@ struct Table {
     /// Its owner's jobs may run.
     runnable: bool,
 }
+
+pub use complain::runnable;
 
 pub struct Dispatcher {
     slot: &'static DatabaseSlot,
@@ -323,39 +323,6 @@ impl Dispatcher {
         }
     }
 
-    fn complain_about_unhandled(&mut self) {
-        let names = catalog::unhandled(&self.unhandled_from, 32);
-        self.unhandled_from = match names.last() {
-            Some((table, name, _)) if names.len() == 32 => (*table, name.clone()),
-            _ => (0, String::new()),
-        };
-        for (table, name, handled) in names {
-            if !handled {
-                self.complain_unhandled(table, &name);
-            }
-        }
-    }
-
-    fn complain_unhandled(&mut self, table: u32, name: &str) {
-        let table_name = relation::name(Oid::from(table)).unwrap_or_else(|| table.to_string());
-        let problem = PgError::new(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_FUNCTION,
-            format!("no handler named \"{name}\" is registered for job table \"{table_name}\""),
-        )
-        .detail("Its jobs are kept and run as soon as there is one.")
-        .hint("Register it with background_jobs.register_handler(), as the owner of the table.");
-        self.complain(format!("handler {table} {name}"), &problem);
-    }
-
-    /// Logs a problem once.
-    fn complain(&mut self, about: String, problem: &PgError) {
-        if self.complained.len() < COMPLAINTS && self.complained.insert(about) {
-            // log_line_prefix knows a worker's database by no escape.
-            let detail = problem.detail.as_deref().unwrap_or("No job of it runs.");
-            problem.clone().detail(format!("{detail} This is in database \"{}\".", self.name)).log();
-        }
-    }
-
     /// Our own statements failed: say so, once in a while, and try again.
     fn recover(&mut self, error: &PgError) -> Next {
         if !xact::transaction(database::has_extension).unwrap_or(true) {
@@ -386,26 +353,4 @@ impl Dispatcher {
         self.roster.dismiss(self.database, why == Exit::NoExtension);
         Next::Leave
     }
-}
-
-/// May a job table belong to this role?
-pub fn runnable(owner: Oid) -> Result<(), PgError> {
-    let name = role::name(owner).unwrap_or_else(|| owner.to_u32().to_string());
-    if role::is_superuser(owner) && !gucs::ALLOW_SUPERUSER_JOBS.get() {
-        return Err(PgError::new(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            format!("job tables may not belong to superuser \"{name}\""),
-        )
-        .detail("Their handlers would run in a superuser session.")
-        .hint("Give the table to an ordinary role, or set background_jobs.allow_superuser_jobs."));
-    }
-    if !role::can_connect(owner) {
-        return Err(PgError::new(
-            PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
-            format!("role \"{name}\" cannot log in, so its jobs cannot run"),
-        )
-        .detail("Jobs run in a session of their table's owner.")
-        .hint(format!("Use ALTER ROLE {} LOGIN, or give the table to another role.", relation::quote(&name))));
-    }
-    Ok(())
 }
