@@ -40,6 +40,11 @@
 //! job's progress), one per progress writer, and the sessions inside wait(). See `shmem`. A crash of any process empties it, and
 //! that loses nothing: what is not in the queue is finished, and what is in the queue is found again by looking.
 //!
+//! # Crashes
+//!
+//! What each executor runs it notes in a file that outlives the processes (`journal`). What stands there when the server comes up
+//! was running when it crashed: it is charged an attempt, waits for `crash_quarantine`, and runs as the only suspect.
+//!
 //! # CREATE and DROP EXTENSION, and databases that want to be alone
 //!
 //! The install script tells the launcher at commit. A dispatcher that finds the extension gone sends its executors away

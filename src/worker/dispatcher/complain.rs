@@ -8,8 +8,9 @@ use crate::pg::{relation, role};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
 
-/// Names that were complained about; beyond that many nobody reads the log.
-const COMPLAINTS: usize = 1000;
+/// Unknown names that were complained about; beyond that many nobody reads the log. Anybody who may INSERT can make some
+/// up, so they do not count for the other complaints.
+const UNKNOWN_NAMES: usize = 1000;
 
 impl Dispatcher {
     pub fn complain_about_unhandled(&mut self) {
@@ -33,16 +34,20 @@ impl Dispatcher {
         )
         .detail("Its jobs are kept and run as soon as there is one.")
         .hint("Register it with background_jobs.register_handler(), as the owner of the table.");
-        self.complain(format!("handler {table} {name}"), &problem);
+        if self.unknown_names < UNKNOWN_NAMES && self.complain(format!("handler {table} {name}"), &problem) {
+            self.unknown_names += 1;
+        }
     }
 
-    /// Logs a problem once.
-    pub fn complain(&mut self, about: String, problem: &PgError) {
-        if self.complained.len() < COMPLAINTS && self.complained.insert(about) {
+    /// Logs a problem once; false: it was said before.
+    pub fn complain(&mut self, about: String, problem: &PgError) -> bool {
+        let first = self.complained.insert(about);
+        if first {
             // log_line_prefix knows a worker's database by no escape.
             let detail = problem.detail.as_deref().unwrap_or("No job of it runs.");
             problem.clone().detail(format!("{detail} This is in database \"{}\".", self.name)).log();
         }
+        first
     }
 }
 

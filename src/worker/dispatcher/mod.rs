@@ -83,6 +83,7 @@ pub struct Dispatcher {
     /// Attempts that ended with their executor: their rows still show their progress.
     restarts: Vec<Assignment>,
     complained: HashSet<String>,
+    unknown_names: usize,
     turns: u64,
     failures: u32,
     /// pg_restore is at work: what a job needs may not be there yet.
@@ -152,6 +153,7 @@ impl Dispatcher {
             gone: HashMap::new(),
             restarts: Vec::new(),
             complained: HashSet::new(),
+            unknown_names: 0,
             turns: 0,
             failures: 0,
             restoring: false,
@@ -344,7 +346,9 @@ impl Dispatcher {
         match xact::transaction(|| spi::connect(|| catalog::prune(gucs::attempts_retention()))) {
             Ok(0) => {}
             Ok(_) => self.next_housekeeping = Instant::now() + HOUSEKEEPING / 60,
-            Err(error) => self.complain("prune".to_string(), &error),
+            Err(error) => {
+                self.complain("prune".to_string(), &error);
+            }
         }
     }
 
