@@ -58,6 +58,15 @@ impl Lane {
         self.more = true;
     }
 
+    /// Reads again what waits in the window: some of it may have been withdrawn, or submitted anew under the same id.
+    pub fn reread(&mut self) {
+        if let Some(first) = self.ready.front() {
+            self.position = just_before(first.run_at);
+            self.ready.clear();
+            self.more = true;
+        }
+    }
+
     /// Start over from the lane's beginning.
     pub fn rewind(&mut self) {
         self.ready.clear();

@@ -255,6 +255,7 @@ impl Dispatcher {
                 self.lanes.retain(|key, _| relation::owner(Oid::from(key.table)).is_some());
             }
             self.verify_claims();
+            self.lanes.values_mut().for_each(Lane::reread);
         }
         if poll {
             self.next_poll = Instant::now() + gucs::poll_interval();

@@ -208,6 +208,9 @@ impl Dispatcher {
         let mut withdrawn = Vec::new();
         for claimed in self.claims.values() {
             let slot = &shmem::executors()[claimed.executor];
+            if !slot.in_database(self.database) {
+                continue;
+            }
             let assignment = slot.claim(claimed.number).assignment();
             if !catalog::is_queued(assignment.job(), assignment.enqueued_at) {
                 withdrawn.push((claimed.executor, claimed.number, assignment));
