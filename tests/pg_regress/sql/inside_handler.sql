@@ -110,6 +110,13 @@ END $$;
 SELECT background_jobs.register_handler('dies', 'dies(jsonb)', retry_delay => '1 h');
 SELECT background_jobs.enqueue('dies', id => '00000000-0000-0000-0000-000000000003');
 SELECT await_state('00000000-0000-0000-0000-000000000003', 'retrying');
+-- An executor does that a moment after the dispatcher has charged the attempt.
+DO $$ BEGIN
+    WHILE (SELECT progress FROM background_jobs WHERE id = '00000000-0000-0000-0000-000000000003') > 0 LOOP
+        COMMIT;
+        PERFORM pg_sleep(0.005);
+    END LOOP;
+END $$;
 SELECT completed, progress FROM background_jobs WHERE id = '00000000-0000-0000-0000-000000000003';
 SELECT attempt, outcome, error - 'context' AS error FROM background_jobs.attempts
  WHERE job_id = '00000000-0000-0000-0000-000000000003';

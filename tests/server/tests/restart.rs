@@ -139,6 +139,10 @@ fn a_job_that_kills_the_server_ends() {
         crashes += 1;
         assert!(crashes <= 6, "starts are bounded by max_attempts and the crash allowance");
         cluster.kill(pid.cast_unsigned(), Signal::SIGKILL);
+        cluster.wait_until("the server to notice", || match app.client.batch_execute("SELECT 1") {
+            Ok(()) => Err("still there".to_string()),
+            Err(_) => Ok(()),
+        });
         reconnect(&mut app);
     }
     assert!(crashes >= 3, "{crashes} crashes");
