@@ -250,7 +250,7 @@ fn a_row_that_is_deleted_and_inserted_again_is_another_job() {
 /// A rewrite leaves nothing for snapshots that are older than it, and an executor may have taken its own before it had to
 /// wait for the table: what it does not see then is there all the same.
 #[test]
-fn a_table_that_is_rewritten_while_an_executor_waits_for_it_loses_no_job() {
+fn a_table_that_is_rewritten_while_its_jobs_are_due_loses_no_job() {
     let mut app = scene("rewritten");
     app.handler("quick", "PERFORM begin_attempt(); RETURN '1';");
     let mut other = session(&app);
@@ -271,7 +271,7 @@ fn a_table_that_is_rewritten_while_an_executor_waits_for_it_loses_no_job() {
             .wait_until("the jobs to be due", || server_tests::wait::yes(admin.query_one(due, &[]).unwrap().get(0)));
         transaction.commit().unwrap();
         let left = "SELECT count(*) FROM background_jobs WHERE NOT completed";
-        app.cluster.wait_within(Duration::from_secs(15), "the jobs", || match app.one::<i64>(left, &[]) {
+        app.cluster.wait_within(Duration::from_secs(5), "the jobs", || match app.one::<i64>(left, &[]) {
             0 => Ok(()),
             left => {
                 let queued: i64 = app.one("SELECT count(*) FROM background_jobs.queue", &[]);
