@@ -1,5 +1,6 @@
 //! Every setting, with its unit, range and default. All but `max_executors` follow a reload.
 
+use crate::pg::encoding::from_server;
 use crate::planted::{self, Bug};
 use crate::retry::Policy;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
@@ -35,7 +36,7 @@ fn unless_zero(setting: &GucSetting<i32>) -> Option<Duration> {
 /// May jobs run in the database of this name?
 pub fn database_allowed(name: &str) -> bool {
     let list = DATABASES.get();
-    let list = list.as_deref().unwrap_or(c"").to_string_lossy();
+    let list = from_server(list.as_deref().unwrap_or(c"").to_bytes());
     list.split(',').map(str::trim).any(|entry| entry == "*" || entry == name)
 }
 

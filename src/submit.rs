@@ -8,6 +8,7 @@ use crate::catalog::{self, NewJob};
 use crate::job::{JobRef, LaneKey, Timing, handler_name};
 use crate::job_table::Options;
 use crate::pg::clock::{self, Timestamp};
+use crate::pg::encoding::from_text;
 use crate::pg::error::PgError;
 use crate::pg::relation::root_of_trigger;
 use crate::pg::role::bookkeeping;
@@ -195,7 +196,7 @@ fn flag(row: &Row, column: &str) -> bool {
 }
 
 fn string(row: &Row, column: &str) -> Option<String> {
-    row.get(column, pg_sys::TEXTOID).and_then(call::text)
+    row.get(column, pg_sys::TEXTOID).map(from_text)
 }
 
 fn job_of(row: &Row, table: u32) -> JobRef {
@@ -218,7 +219,7 @@ pub fn submit(call: &Call) {
     if flag(&row, "completed") || flag(&row, "cancelled") {
         return;
     }
-    let options = Options::from_arguments(call.argument(0), call.argument(1));
+    let options = Options::from_arguments(call.argument(0).as_deref(), call.argument(1).as_deref());
     submit_row(&row, job_table_of(call), &options);
 }
 
@@ -308,7 +309,11 @@ pub fn withdraw(call: &Call) {
                 take_out(before);
             }
             if before.id != after.id && open {
-                submit_row(&new, table, &Options::from_arguments(call.argument(0), call.argument(1)));
+                submit_row(
+                    &new,
+                    table,
+                    &Options::from_arguments(call.argument(0).as_deref(), call.argument(1).as_deref()),
+                );
             }
         }
         (Event::Delete, true, Some(old), _) => {

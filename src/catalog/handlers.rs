@@ -1,6 +1,7 @@
 //! The registry of handlers.
 
 use super::*;
+use crate::pg::spi::Name;
 
 /// A handler's row. Durations that are none stand for the setting's value.
 #[derive(Debug, Clone)]
@@ -109,8 +110,8 @@ pub fn handlers(only: Option<(u32, &str)>) -> Vec<Handler> {
         .map(|row| Handler {
             table: rows.get::<Oid>(row, 1).unwrap_or(Oid::INVALID).to_u32(),
             name: rows.get(row, 2).unwrap_or_default(),
-            schema: rows.get::<&std::ffi::CStr>(row, 3).unwrap_or_default().to_string_lossy().into_owned(),
-            function: rows.get::<&std::ffi::CStr>(row, 4).unwrap_or_default().to_string_lossy().into_owned(),
+            schema: rows.get::<Name>(row, 3).map(|name| name.0).unwrap_or_default(),
+            function: rows.get::<Name>(row, 4).map(|name| name.0).unwrap_or_default(),
             takes_id: rows.get(row, 5).unwrap_or(false),
             max_attempts: rows.get(row, 6),
             timeout: micros(row, 7),

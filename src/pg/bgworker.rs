@@ -1,9 +1,9 @@
 //! Starting background workers and knowing how they fare.
 
 use crate::pg::memory::zeroed;
-use crate::pg::{latch, signal};
+use crate::pg::{encoding, latch, signal};
 use pgrx::pg_sys;
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, c_char};
 
 /// How a worker is registered.
 pub struct Registration<'a> {
@@ -121,7 +121,7 @@ pub fn report_activity(activity: Option<&str>) {
         Some(_) => pg_sys::BackendState::STATE_RUNNING,
         None => pg_sys::BackendState::STATE_IDLE,
     };
-    let text = activity.and_then(|text| CString::new(text).ok());
+    let text = activity.map(encoding::to_c);
     // SAFETY: the text is copied.
     unsafe {
         pg_sys::pgstat_report_activity(state, text.as_deref().map_or(c"".as_ptr(), CStr::as_ptr));
@@ -130,10 +130,9 @@ pub fn report_activity(activity: Option<&str>) {
 
 /// Shows `name` as pg_stat_activity.application_name.
 pub fn report_application_name(name: &str) {
-    if let Ok(name) = CString::new(name) {
-        // SAFETY: the text is copied.
-        unsafe { pg_sys::pgstat_report_appname(name.as_ptr()) };
-    }
+    let name = encoding::to_c(name);
+    // SAFETY: the text is copied.
+    unsafe { pg_sys::pgstat_report_appname(name.as_ptr()) };
 }
 
 /// Hands this session's table statistics to the server, so that autovacuum sees the churn.

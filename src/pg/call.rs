@@ -1,16 +1,23 @@
 //! Built-in functions called directly.
 
-use pgrx::{FromDatum, IntoDatum, pg_sys};
+use crate::pg::encoding;
+use pgrx::pg_sys;
 
 /// `payload ->> key`: none if the payload is no object or has no such key, or a null there.
 pub fn jsonb_field_text(payload: pg_sys::Datum, key: &str) -> Option<String> {
     // SAFETY: the function takes a jsonb and a text, which these are.
-    unsafe { pgrx::direct_function_call(pg_sys::jsonb_object_field_text, &[Some(payload), key.into_datum()]) }
+    let field: Option<pg_sys::Datum> = unsafe {
+        pgrx::direct_function_call_as_datum(
+            pg_sys::jsonb_object_field_text,
+            &[Some(payload), Some(encoding::to_text(key))],
+        )
+    };
+    field.map(encoding::from_text)
 }
 
 /// Text to jsonb through the server's own parser.
 pub fn jsonb_from_text(json: &str) -> Option<pg_sys::Datum> {
-    let text = std::ffi::CString::new(json).ok()?;
+    let text = encoding::to_c(json);
     // SAFETY: an input function takes a C string.
     unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text.as_ptr()))]) }
 }
@@ -21,12 +28,6 @@ pub fn random_unit() -> f64 {
     // SAFETY: the buffer has the length passed.
     unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) };
     (u64::from_ne_bytes(bytes) >> 11) as f64 / (1u64 << 53) as f64
-}
-
-/// The string in a datum that is known to be a text.
-pub fn text(datum: pg_sys::Datum) -> Option<String> {
-    // SAFETY: the caller has checked the type.
-    unsafe { String::from_datum(datum, false) }
 }
 
 /// Is it a JSON object (and not an array or a scalar)?

@@ -1,8 +1,8 @@
 //! Databases: the shared catalog, and what this one has installed.
 
+use crate::pg::encoding;
 use crate::pg::spi::{self, Statement};
 use pgrx::pg_sys;
-use std::ffi::{CStr, CString};
 
 #[derive(Debug, Clone)]
 pub struct Database {
@@ -35,7 +35,7 @@ pub fn all() -> Vec<Database> {
             let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
             found.push(Database {
                 oid: form.oid,
-                name: CStr::from_ptr(form.datname.data.as_ptr()).to_string_lossy().into_owned(),
+                name: encoding::from_c(form.datname.data.as_ptr()).unwrap_or_default(),
                 // A negative limit other than -1 marks a database whose DROP was cut short.
                 usable: form.datallowconn && !form.datistemplate && form.datconnlimit >= -1,
             });
@@ -48,7 +48,7 @@ pub fn all() -> Vec<Database> {
 
 /// The database's id if it exists and the current user owns it, so that a command of theirs on it can succeed.
 pub fn owned_by_current_user(name: &str) -> Option<pg_sys::Oid> {
-    let name = CString::new(name).ok()?;
+    let name = encoding::to_c(name);
     // SAFETY: look-ups inside a transaction.
     unsafe {
         let oid = pg_sys::get_database_oid(name.as_ptr(), true);
@@ -70,10 +70,7 @@ pub fn current() -> pg_sys::Oid {
 
 pub fn current_name() -> String {
     // SAFETY: a look-up inside a transaction; the result is a palloc'd string or null.
-    unsafe {
-        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
-        if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() }
-    }
+    unsafe { encoding::from_c(pg_sys::get_database_name(pg_sys::MyDatabaseId)).unwrap_or_default() }
 }
 
 /// Is the extension installed in this database?

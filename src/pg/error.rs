@@ -1,5 +1,6 @@
 //! Errors of the server as values: caught whole, kept, raised again.
 
+use crate::pg::encoding;
 use crate::pg::memory::Context;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode, PgTryBuilder, pg_sys};
@@ -95,7 +96,7 @@ unsafe extern "C-unwind" {
 
 /// A copy in the current memory context, so that no Rust value is left to be dropped when `errfinish` jumps away.
 fn palloced(text: &str) -> *const c_char {
-    let clean: Vec<u8> = text.bytes().filter(|b| *b != 0).collect();
+    let clean: Vec<u8> = encoding::to_server(text).iter().copied().filter(|b| *b != 0).collect();
     // SAFETY: there always is a current context; the length passed is that of the buffer.
     unsafe {
         let copy = pg_sys::palloc(clean.len() + 1).cast::<u8>();
@@ -168,7 +169,7 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
 ///
 /// `keep` receives the copies; its owner resets it once the error was dealt with.
 pub fn catch_as<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
-    let watch = Watch { line: CString::new(line).ok(), keep: keep.raw(), seen: std::ptr::null_mut() };
+    let watch = Watch { line: Some(encoding::to_c(line)), keep: keep.raw(), seen: std::ptr::null_mut() };
     let (result, seen) = watched(watch, f);
     result.map_err(|error| complete(error, seen))
 }
@@ -262,14 +263,16 @@ fn same_message(error: &PgError, seen: *mut pg_sys::ErrorData) -> bool {
     }
 }
 
-/// Adds what only the server's own error record has.
+/// Adds what only the server's own error record has: pgrx knows no context and spoils what is not UTF-8.
 fn complete(mut error: PgError, seen: *mut pg_sys::ErrorData) -> PgError {
     if same_message(&error, seen) {
         // SAFETY: as in `same_message`.
         unsafe {
             error.sqlstate = unpack((*seen).sqlerrcode);
-            let context = (*seen).context;
-            error.context = (!context.is_null()).then(|| CStr::from_ptr(context).to_string_lossy().into_owned());
+            error.message = encoding::from_c((*seen).message).unwrap_or_default();
+            error.detail = encoding::from_c((*seen).detail);
+            error.hint = encoding::from_c((*seen).hint);
+            error.context = encoding::from_c((*seen).context);
         }
     }
     error

@@ -2,7 +2,7 @@
 //!
 //! Arguments and results are datums, so that a jsonb passes through untouched, however deep and whatever its numbers.
 
-use crate::pg::call;
+use crate::pg::encoding;
 use pgrx::pg_sys::{self, Datum, Oid};
 
 /// One call of a function.
@@ -33,7 +33,7 @@ impl Args {
     }
 
     pub fn text(&self, n: usize) -> Option<String> {
-        self.datum(n).and_then(call::text)
+        self.datum(n).map(encoding::from_text)
     }
 
     pub fn int4(&self, n: usize) -> Option<i32> {
@@ -107,7 +107,7 @@ pub fn interval_micros(interval: Datum) -> i64 {
 }
 
 pub fn text_datum(value: &str) -> Option<Datum> {
-    pgrx::IntoDatum::into_datum(value)
+    Some(encoding::to_text(value))
 }
 
 pub fn float4_datum(value: f32) -> Option<Datum> {

@@ -1,7 +1,7 @@
 //! What the catalogs say about a function.
 
+use crate::pg::encoding;
 use pgrx::pg_sys;
-use std::ffi::{CStr, CString};
 
 #[derive(Debug, Clone)]
 pub struct Function {
@@ -27,12 +27,8 @@ pub fn find(oid: pg_sys::Oid) -> Option<Function> {
         let schema = pg_sys::get_namespace_name(form.pronamespace);
         let types = &form.proargtypes;
         let found = Function {
-            schema: if schema.is_null() {
-                String::new()
-            } else {
-                CStr::from_ptr(schema).to_string_lossy().into_owned()
-            },
-            name: CStr::from_ptr(form.proname.data.as_ptr()).to_string_lossy().into_owned(),
+            schema: encoding::from_c(schema).unwrap_or_default(),
+            name: encoding::from_c(form.proname.data.as_ptr()).unwrap_or_default(),
             owner: form.proowner,
             kind: form.prokind as u8 as char,
             arguments: types.values.as_slice(types.dim1 as usize).to_vec(),
@@ -59,7 +55,7 @@ pub fn may_execute(oid: pg_sys::Oid, role: pg_sys::Oid) -> bool {
 
 /// The owner of the function that a call by this name and these argument types reaches, or none if there is none.
 pub fn owner_by_name(schema: &str, name: &str, arguments: &[pg_sys::Oid]) -> Option<pg_sys::Oid> {
-    let (schema, name) = (CString::new(schema).ok()?, CString::new(name).ok()?);
+    let (schema, name) = (encoding::to_c(schema), encoding::to_c(name));
     // SAFETY: look-ups inside a transaction; the tuple is released before the function returns.
     unsafe {
         let types = pg_sys::buildoidvector(arguments.as_ptr(), arguments.len() as i32);

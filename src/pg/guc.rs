@@ -1,7 +1,8 @@
 //! Settings that hold for a while and are then what they were.
 
+use crate::pg::encoding;
 use pgrx::pg_sys;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 
 /// What every statement of ours runs under: nothing of the user's is found in front of pg_catalog, and a plan that was
 /// made when a table was still empty does not read all of it when it is not.
@@ -58,9 +59,7 @@ pub fn pin_session() {
 
 /// Sets `name` until the enclosing `nested` or (sub)transaction ends.
 pub fn set_local(name: &CStr, value: &str) {
-    if let Ok(value) = CString::new(value) {
-        set(name, &value, pg_sys::GucAction::GUC_ACTION_LOCAL);
-    }
+    set(name, &encoding::to_c(value), pg_sys::GucAction::GUC_ACTION_LOCAL);
 }
 
 /// Sets `name` for the session.

@@ -8,6 +8,7 @@ pub mod bgworker;
 pub mod call;
 pub mod clock;
 pub mod database;
+pub mod encoding;
 pub mod error;
 pub mod fmgr;
 pub mod function;

@@ -1,8 +1,8 @@
 //! What the catalogs say about a relation, read under a lock.
 
-use crate::pg::role;
+use crate::pg::{encoding, role};
 use pgrx::pg_sys;
-use std::ffi::{CStr, c_char};
+use std::ffi::c_char;
 
 #[derive(Debug, Clone)]
 pub struct Column {
@@ -49,7 +49,7 @@ pub enum Lock {
 
 unsafe fn string(p: *const c_char) -> String {
     // SAFETY: the caller passes a nul-terminated string of the catalogs.
-    unsafe { CStr::from_ptr(p).to_string_lossy().into_owned() }
+    unsafe { encoding::from_c(p).unwrap_or_default() }
 }
 
 /// Locks the relation and reads it. None: there is no such relation (any more).

@@ -1,8 +1,7 @@
 //! Roles: who we are, who somebody is, and the one switch of user there is.
 
-use crate::pg::guc;
+use crate::pg::{encoding, guc};
 use pgrx::pg_sys;
-use std::ffi::CStr;
 
 /// Runs `f`, which holds fixed statements on the extension's own tables and nothing else, as the bootstrap superuser with
 /// pinned settings.
@@ -48,10 +47,7 @@ pub fn is_member_of(role: pg_sys::Oid) -> bool {
 /// The name, or none if the role is gone.
 pub fn name(role: pg_sys::Oid) -> Option<String> {
     // SAFETY: a look-up inside a transaction; the result is a palloc'd string or null.
-    unsafe {
-        let name = pg_sys::GetUserNameFromId(role, true);
-        (!name.is_null()).then(|| CStr::from_ptr(name).to_string_lossy().into_owned())
-    }
+    unsafe { encoding::from_c(pg_sys::GetUserNameFromId(role, true)) }
 }
 
 /// Can a background session be opened as this role? Before PostgreSQL 17 that takes LOGIN.

@@ -1,8 +1,9 @@
 //! Prepared statements through the Server Programming Interface, with datums passed through as they are.
 
+use crate::pg::encoding;
 use crate::pg::error::PgError;
 use crate::pg::memory::{Context, HeldDatum, hold_varlena};
-use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, pg_sys};
+use pgrx::{FromDatum, PgSqlErrorCode, pg_sys};
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
 
@@ -20,6 +21,41 @@ pub struct Rows {
     table: *mut pg_sys::SPITupleTable,
     /// Rows returned or changed.
     pub processed: usize,
+}
+
+/// A type that a column can be read as. The statement's text fixes the column's type to the one asked for.
+pub trait Value: Sized {
+    fn of(datum: pg_sys::Datum) -> Option<Self>;
+}
+
+macro_rules! values {
+    ($($type:ty),*) => {
+        $(impl Value for $type {
+            fn of(datum: pg_sys::Datum) -> Option<Self> {
+                // SAFETY: see the trait.
+                unsafe { <$type>::from_datum(datum, false) }
+            }
+        })*
+    };
+}
+
+values!(bool, i16, i32, i64, f32, f64, pg_sys::Oid);
+
+/// A column of type text.
+impl Value for String {
+    fn of(datum: pg_sys::Datum) -> Option<Self> {
+        Some(encoding::from_text(datum))
+    }
+}
+
+/// A column of type name.
+pub struct Name(pub String);
+
+impl Value for Name {
+    fn of(datum: pg_sys::Datum) -> Option<Self> {
+        // SAFETY: a name is a nul-terminated string in a fixed room.
+        unsafe { encoding::from_c(datum.cast_mut_ptr()) }.map(Self)
+    }
 }
 
 fn failed(what: &str, code: i32) -> ! {
@@ -42,12 +78,8 @@ pub fn connect<T>(f: impl FnOnce() -> T) -> T {
 }
 
 impl Statement {
-    pub fn new(sql: impl Into<Vec<u8>>, types: &[pg_sys::Oid]) -> Self {
-        Self {
-            sql: CString::new(sql).unwrap_or_default(),
-            types: types.to_vec(),
-            plan: Cell::new(std::ptr::null_mut()),
-        }
+    pub fn new(sql: impl AsRef<str>, types: &[pg_sys::Oid]) -> Self {
+        Self { sql: encoding::to_c(sql.as_ref()), types: types.to_vec(), plan: Cell::new(std::ptr::null_mut()) }
     }
 
     fn plan(&self) -> pg_sys::SPIPlanPtr {
@@ -103,7 +135,7 @@ impl Drop for Statement {
 
 /// Runs a command text once; for DDL, which cannot be prepared with profit.
 pub fn execute_once(sql: &str) {
-    let text = CString::new(sql).unwrap_or_default();
+    let text = encoding::to_c(sql);
     // SAFETY: the text outlives the call.
     let code = unsafe { pg_sys::SPI_execute(text.as_ptr(), false, 0) };
     if code < 0 {
@@ -135,10 +167,8 @@ impl Rows {
     }
 
     /// The value of a column (counted from 1), copied into Rust.
-    pub fn get<T: FromDatum>(&self, row: usize, column: i32) -> Option<T> {
-        let datum = self.datum(row, column)?;
-        // SAFETY: the statement's text fixes the column's type to the one asked for.
-        unsafe { T::from_datum(datum, false) }
+    pub fn get<T: Value>(&self, row: usize, column: i32) -> Option<T> {
+        self.datum(row, column).and_then(T::of)
     }
 
     pub fn timestamp(&self, row: usize, column: i32) -> Option<i64> {
@@ -167,7 +197,7 @@ pub fn uuid(id: &[u8; 16]) -> Option<pg_sys::Datum> {
 }
 
 pub fn text(value: &str) -> Option<pg_sys::Datum> {
-    value.into_datum()
+    Some(encoding::to_text(value))
 }
 
 pub fn oid(value: pg_sys::Oid) -> Option<pg_sys::Datum> {

@@ -1,5 +1,6 @@
 //! What a trigger function is called with.
 
+use crate::pg::encoding;
 use crate::pg::relation::attribute;
 use pgrx::pg_sys;
 use std::ffi::CStr;
@@ -73,14 +74,14 @@ impl Call {
         unsafe { (*self.data().tg_trigger).tgoid }
     }
 
-    pub fn argument(&self, n: usize) -> Option<&str> {
+    pub fn argument(&self, n: usize) -> Option<String> {
         // SAFETY: as above; n is checked against the number of arguments.
         unsafe {
             let trigger = &*self.data().tg_trigger;
             if n >= trigger.tgnargs as usize {
                 return None;
             }
-            CStr::from_ptr(*trigger.tgargs.add(n)).to_str().ok()
+            encoding::from_c(*trigger.tgargs.add(n))
         }
     }
 

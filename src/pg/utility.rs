@@ -1,5 +1,6 @@
 //! A look at the utility commands that want a database for themselves, before they run.
 
+use crate::pg::encoding;
 use crate::pg::error::at_boundary;
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
@@ -29,7 +30,7 @@ pub fn install(callbacks: Callbacks) {
 
 unsafe fn text(p: *const c_char) -> Option<String> {
     // SAFETY: the caller passes a string of the parse tree, or null.
-    unsafe { (!p.is_null()).then(|| CStr::from_ptr(p).to_string_lossy().into_owned()) }
+    unsafe { encoding::from_c(p) }
 }
 
 /// The string value of option `name` in a list of DefElem.
