@@ -20,7 +20,8 @@ CREATE TABLE background_jobs.queued_job (
     queue        text,
     job_key      text,
     last_error   jsonb,
-    PRIMARY KEY (job_table, job_id)
+    -- the id first: it decides nearly every comparison by itself
+    PRIMARY KEY (job_id, job_table)
 ) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_vacuum_cost_delay = 0);
 

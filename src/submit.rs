@@ -36,8 +36,10 @@ struct Pending {
 /// The priorities of handlers that this session has submitted to.
 #[derive(Default)]
 struct Priorities {
-    version: u64,
-    priorities: HashMap<(u32, String), i16>,
+    /// None: good for the current transaction only.
+    version: Option<u64>,
+    priorities: HashMap<u32, HashMap<String, i16>>,
+    count: usize,
 }
 
 thread_local! {
@@ -114,6 +116,7 @@ pub fn on_end(end: End) {
         return;
     };
     let Ok(told) = told else { return };
+    forget_passing_priorities();
     if let Some(slot) = told.blocked.and_then(shmem::database) {
         slot.blocked_by.store(0, std::sync::atomic::Ordering::Release);
         shmem::rescan();
@@ -144,13 +147,24 @@ pub fn on_end(end: End) {
     }
 }
 
+fn forget_passing_priorities() {
+    let _ = PRIORITIES.try_with(|known| {
+        if let Ok(mut known) = known.try_borrow_mut()
+            && known.version.is_none()
+        {
+            *known = Priorities::default();
+        }
+    });
+}
+
 /// The next arrival time of this session: later than the one before, so that rows keep the order of their insertion.
 pub fn arrival() -> Timestamp {
-    let now = clock::now().max(LAST_ARRIVAL.get().saturating_add(1));
+    let now = clock::now();
+    let next = now.max(LAST_ARRIVAL.get().saturating_add(1));
     // A clock that was set back must not keep us ahead of it for long.
-    let now = if now > clock::now() + 1_000_000 { clock::now() } else { now };
-    LAST_ARRIVAL.set(now);
-    now
+    let arrival = if next > now + 1_000_000 { now } else { next };
+    LAST_ARRIVAL.set(arrival);
+    arrival
 }
 
 /// Runs `f`, which finishes `job`: its own UPDATE is not a client's.
@@ -233,7 +247,7 @@ fn submit_row(row: &Row, table: u32, options: &Options) {
     let asked = options.uses("run_at").then(|| row.get("run_at", pg_sys::TIMESTAMPTZOID)).flatten();
     let (timing, run_at) = schedule(asked.map(|datum| datum.value() as Timestamp), arrival);
     let number = |name: &str, type_id| options.uses(name).then(|| row.get(name, type_id)).flatten();
-    queue(&NewJob {
+    queue(NewJob {
         job: job_of(row, table),
         handler: handler_name(handler),
         priority: number("priority", pg_sys::INT2OID).map(|datum| datum.value() as i16),
@@ -247,40 +261,52 @@ fn submit_row(row: &Row, table: u32, options: &Options) {
 }
 
 /// Queues a job for whoever the caller is, and takes the note.
-pub fn queue(new: &NewJob) {
-    let limit = new.max_attempts.map(|limit| limit.max(1));
-    let new = &NewJob { max_attempts: limit, ..new.clone() };
-    let quick = handler_priority(new.job.table, &new.handler).and_then(|priority| catalog::insert(new, priority));
-    let lane = quick.unwrap_or_else(|| {
-        bookkeeping(|| {
-            spi::connect(|| {
-                if let Some(key) = &new.job_key {
-                    refuse_taken_key(new.job, key);
-                }
-                catalog::enqueue(new)
-            })
+pub fn queue(new: NewJob) {
+    let new = at_least_one_attempt(new);
+    let quick = handler_priority(new.job.table, &new.handler).and_then(|priority| catalog::insert(&new, priority));
+    match quick {
+        Some(lane) => note_job(lane, new.run_at),
+        None => requeue(new),
+    }
+}
+
+/// The same for a job that is, or may be, in the queue already.
+pub fn requeue(new: NewJob) {
+    let new = at_least_one_attempt(new);
+    let lane = bookkeeping(|| {
+        spi::connect(|| {
+            if let Some(key) = &new.job_key {
+                refuse_taken_key(new.job, key);
+            }
+            catalog::enqueue(&new)
         })
     });
     note_job(lane, new.run_at);
 }
 
-/// The priority of a handler's jobs, looked up once per session and version of the registry. None: there is no dispatcher
-/// whose slot would tell when it changes.
+fn at_least_one_attempt(new: NewJob) -> NewJob {
+    NewJob { max_attempts: new.max_attempts.map(|limit| limit.max(1)), ..new }
+}
+
+/// The priority of a handler's jobs, looked up once per session and version of the registry; once per transaction while there is
+/// no dispatcher whose slot would tell when it changes. None: nobody tells us when a transaction ends.
 fn handler_priority(table: u32, handler: &str) -> Option<i16> {
     if !pg_shmem::attached() {
         return None;
     }
-    let slot = shmem::database(database::current().to_u32())?;
-    let version = slot.handlers_version.load(std::sync::atomic::Ordering::Acquire);
+    let slot = shmem::database(database::current().to_u32());
+    let version = slot.map(|slot| slot.handlers_version.load(std::sync::atomic::Ordering::Acquire));
     PRIORITIES.with_borrow_mut(|known| {
-        if known.version != version || known.priorities.len() > 1000 {
+        if known.version != version || known.count > 1000 {
             *known = Priorities { version, ..Priorities::default() };
         }
-        let key = (table, handler.to_string());
-        let look = |key: &(u32, String)| {
-            bookkeeping(|| spi::connect(|| catalog::handler_priority(key.0, &key.1))).unwrap_or(0)
-        };
-        Some(*known.priorities.entry(key).or_insert_with_key(look))
+        if let Some(priority) = known.priorities.get(&table).and_then(|of_table| of_table.get(handler)) {
+            return Some(*priority);
+        }
+        let priority = bookkeeping(|| spi::connect(|| catalog::handler_priority(table, handler))).unwrap_or(0);
+        known.priorities.entry(table).or_default().insert(handler.to_string(), priority);
+        known.count += 1;
+        Some(priority)
     })
 }
 

@@ -183,7 +183,7 @@ fn adjust(args: &Args, job: JobRef, options: &Options) {
     }
     let Some(queued) = bookkeeping(|| spi::connect(|| catalog::find(job))) else { return };
     let (timing, run_at) = submit::schedule(args.int8(2).or(Some(queued.run_at)), clock::now());
-    submit::queue(&NewJob {
+    submit::requeue(NewJob {
         job,
         handler: queued.handler,
         priority: Some(args.int2(3).unwrap_or(queued.priority)),
@@ -264,7 +264,7 @@ fn retry_job(args: &Args) -> Fallible<bool> {
     match new {
         Some(new) => {
             bookkeeping(|| spi::connect(|| catalog::supersede_attempts(job)));
-            submit::queue(&new);
+            submit::queue(new);
             Ok(true)
         }
         None if row_exists(&table, &job) => Ok(false),

@@ -177,7 +177,7 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
             });
             let arrival = submit::arrival();
             let (timing, run_at) = submit::schedule(rows.timestamp(row, 5), arrival);
-            submit::queue(&catalog::NewJob {
+            submit::queue(catalog::NewJob {
                 job,
                 handler: handler_name(named),
                 priority: rows.get(row, 4),

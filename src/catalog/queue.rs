@@ -1,7 +1,7 @@
 //! Submitting and withdrawing.
 
 use super::*;
-use crate::pg::heap::{self, Key};
+use crate::pg::heap;
 
 /// A job as it enters the queue.
 #[derive(Debug, Clone)]
@@ -31,12 +31,8 @@ pub fn insert(new: &NewJob, priority: i16) -> Option<LaneKey> {
         return None;
     }
     let queue = heap::Table::open(c"queued_job")?;
-    let id = [Key::Oid(1, table(new.job.table)?), Key::Uuid(2, uuid(&new.job.id)?)];
-    if queue.has(c"queued_job_pkey", &id) {
-        return None;
-    }
     let priority = new.priority.unwrap_or(priority);
-    queue.insert(&[
+    let inserted = queue.insert(&[
         table(new.job.table),
         uuid(&new.job.id),
         text(&new.handler),
@@ -51,7 +47,7 @@ pub fn insert(new: &NewJob, priority: i16) -> Option<LaneKey> {
         None,
         None,
     ]);
-    Some(new.lane(priority))
+    inserted.then(|| new.lane(priority))
 }
 
 /// Queues a job and returns its lane. What an earlier row of the same id may have left behind gives way: that row

@@ -1,85 +1,59 @@
-//! Rows of the extension's own tables, written and looked up without SQL: no plan, no settings, no switch of user, because
-//! below SQL nobody asks for privileges. For tables without triggers, expressions and generated columns only.
+//! Rows of the extension's own tables, written without SQL: no plan, no settings, no switch of user, because below SQL nobody
+//! asks for privileges. For tables without triggers, constraints but NOT NULL, expressions and generated columns only.
 
-use crate::pg::memory::zeroed;
 use pgrx::pg_sys::{self, Datum, Oid};
+use std::cell::Cell;
 use std::ffi::CStr;
 
 /// A table of the extension, open and locked as by a writer until the transaction ends.
 pub struct Table(pg_sys::Relation);
 
-/// The condition "column = value", by the column's number in the index.
-pub enum Key {
-    Oid(i16, Datum),
-    Uuid(i16, Datum),
-}
-
-fn relation_oid(name: &CStr) -> Oid {
-    // SAFETY: look-ups inside a transaction.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"background_jobs".as_ptr(), true);
-        pg_sys::get_relname_relid(name.as_ptr(), schema)
-    }
+thread_local! {
+    /// Where the table was that was opened last: its schema and itself.
+    static LAST: Cell<(Oid, Oid)> = const { Cell::new((Oid::INVALID, Oid::INVALID)) };
 }
 
 impl Table {
     /// None: there is no such table, so the extension is being dropped.
     pub fn open(name: &CStr) -> Option<Self> {
-        let oid = relation_oid(name);
+        let last = LAST.get();
+        if let Some(table) = Self::open_at(last, name) {
+            return Some(table);
+        }
+        // SAFETY: look-ups inside a transaction.
+        let found = unsafe {
+            let schema = pg_sys::get_namespace_oid(c"background_jobs".as_ptr(), true);
+            (schema, pg_sys::get_relname_relid(name.as_ptr(), schema))
+        };
+        LAST.set(found);
+        Self::open_at(found, name)
+    }
+
+    /// Opens the table with this OID, if it is the one of this name in the schema with that OID.
+    fn open_at((schema, oid): (Oid, Oid), name: &CStr) -> Option<Self> {
         if oid == Oid::INVALID {
             return None;
         }
         // SAFETY: inside a transaction; closed when the value is dropped.
-        let relation = unsafe { pg_sys::try_table_open(oid, pg_sys::RowExclusiveLock as i32) };
-        (!relation.is_null()).then_some(Self(relation))
-    }
-
-    /// Is there a row with this key? `index` is a unique index of the table.
-    pub fn has(&self, index: &CStr, keys: &[Key]) -> bool {
-        let mut scan_keys: Vec<pg_sys::ScanKeyData> = keys
-            .iter()
-            .map(|key| {
-                let mut scan_key = pg_sys::ScanKeyData::default();
-                let (column, function, value) = match key {
-                    Key::Oid(column, value) => (*column, pg_sys::F_OIDEQ, *value),
-                    Key::Uuid(column, value) => (*column, pg_sys::F_UUID_EQ, *value),
-                };
-                // SAFETY: the equality functions take values of the types that the constructors name.
-                unsafe {
-                    pg_sys::ScanKeyInit(
-                        &mut scan_key,
-                        column,
-                        pg_sys::BTEqualStrategyNumber as u16,
-                        function.into(),
-                        value,
-                    );
-                }
-                scan_key
-            })
-            .collect();
-        // SAFETY: the table is open, the index is one of its own, and the scan ends before the function returns. Without a
-        // snapshot of the caller's it takes one of what is committed and of what this command can see.
         unsafe {
-            let scan = pg_sys::systable_beginscan(
-                self.0,
-                relation_oid(index),
-                true,
-                std::ptr::null_mut(),
-                scan_keys.len() as i32,
-                scan_keys.as_mut_ptr(),
-            );
-            let found = !pg_sys::systable_getnext(scan).is_null();
-            pg_sys::systable_endscan(scan);
-            found
+            let relation = pg_sys::try_table_open(oid, pg_sys::RowExclusiveLock as i32);
+            if relation.is_null() {
+                return None;
+            }
+            let table = Self(relation);
+            let form = &*(*relation).rd_rel;
+            let same = form.relnamespace == schema && CStr::from_ptr(form.relname.data.as_ptr()) == name;
+            same.then_some(table)
         }
     }
 
-    /// Inserts a row with its index entries. `values` has one element for each column, in their order; a violated
-    /// constraint is an ordinary error.
-    pub fn insert(&self, values: &[Option<Datum>]) {
-        let target = zeroed::<pg_sys::ResultRelInfo>();
-        // SAFETY: the protocol by which the server's own apply worker inserts a row: executor state, target relation, open
-        // indexes, a slot of the table's kind filled with as many values as the table has columns.
+    /// Inserts a row with its entries in all indexes but the partial ones, none of which may apply to it. `values` has one
+    /// element for each column, in their order. False: a unique index has, or may soon have, its key already, and the row is
+    /// not there.
+    pub fn insert(&self, values: &[Option<Datum>]) -> bool {
+        let mut plain: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
+        let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
+        // SAFETY: the table is open, and the arrays have as many elements as it has columns.
         unsafe {
             let descriptor = (*self.0).rd_att;
             assert_eq!(
@@ -87,22 +61,69 @@ impl Table {
                 values.len(),
                 "the table has other columns than this version knows"
             );
-            let state = pg_sys::CreateExecutorState();
-            (*state).es_output_cid = pg_sys::GetCurrentCommandId(true);
-            let target = target.as_ptr();
-            pg_sys::InitResultRelInfo(target, self.0, 1, std::ptr::null_mut(), 0);
-            pg_sys::ExecOpenIndices(target, false);
-            let slot = pg_sys::MakeSingleTupleTableSlot(descriptor, pg_sys::table_slot_callbacks(self.0));
-            for (i, value) in values.iter().enumerate() {
-                *(*slot).tts_values.add(i) = value.unwrap_or(Datum::from(0));
-                *(*slot).tts_isnull.add(i) = value.is_none();
+            let tuple = pg_sys::heap_form_tuple(descriptor, plain.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::simple_heap_insert(self.0, tuple);
+            let unique = self.insert_index_entries(&plain, &nulls, &raw mut (*tuple).t_self);
+            if !unique {
+                // What a command has written it cannot delete itself.
+                pg_sys::CommandCounterIncrement();
+                pg_sys::simple_heap_delete(self.0, &raw mut (*tuple).t_self);
             }
-            pg_sys::ExecStoreVirtualTuple(slot);
-            pg_sys::ExecSimpleRelationInsert(target, state, slot);
-            pg_sys::ExecDropSingleTupleTableSlot(slot);
-            pg_sys::ExecCloseIndices(target);
-            pg_sys::FreeExecutorState(state);
+            pg_sys::heap_freetuple(tuple);
+            unique
         }
+    }
+
+    /// False: somewhere the key is not, or may not be, unique.
+    ///
+    /// # Safety
+    /// `position` is where the table has the row with these values, one for each column.
+    unsafe fn insert_index_entries(&self, values: &[Datum], nulls: &[bool], position: pg_sys::ItemPointer) -> bool {
+        let mut unique = true;
+        // SAFETY: the indexes are the table's own and open while they are used; an index has no more columns than the arrays
+        // have elements, and each is a column of the table, because there are no expressions.
+        unsafe {
+            let indexes = pg_sys::RelationGetIndexList(self.0);
+            let count = if indexes.is_null() { 0 } else { (*indexes).length as usize };
+            for i in 0..count {
+                let oid = (*(*indexes).elements.add(i)).oid_value;
+                let index = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
+                let form = &*(*index).rd_index;
+                let predicate = pg_sys::Anum_pg_index_indpred as i32;
+                let partial = !pg_sys::heap_attisnull((*index).rd_indextuple, predicate, std::ptr::null_mut());
+                if form.indisready && !partial {
+                    let mut keys = [Datum::from(0); pg_sys::INDEX_MAX_KEYS as usize];
+                    let mut key_nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
+                    for (key, column) in form.indkey.values.as_slice(form.indnatts as usize).iter().enumerate() {
+                        let column = *column as usize - 1;
+                        (keys[key], key_nulls[key]) = (values[column], nulls[column]);
+                    }
+                    // "Partial" means to be told of a duplicate rather than to fail, or to wait for whoever may be about to make one.
+                    let check = if form.indisunique {
+                        pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL
+                    } else {
+                        pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
+                    };
+                    let info = pg_sys::BuildIndexInfo(index);
+                    let inserted = pg_sys::index_insert(
+                        index,
+                        keys.as_mut_ptr(),
+                        key_nulls.as_mut_ptr(),
+                        position,
+                        self.0,
+                        check,
+                        false,
+                        info,
+                    );
+                    unique &= inserted || !form.indisunique;
+                }
+                pg_sys::index_close(index, pg_sys::NoLock as i32);
+                if !unique {
+                    break;
+                }
+            }
+        }
+        unique
     }
 }
 
