@@ -87,8 +87,10 @@ impl Options {
     }
 }
 
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
+/// As an SQL literal, whatever standard_conforming_strings says.
+pub fn literal(text: &str) -> String {
+    let escape = if text.contains('\\') { "E" } else { "" };
+    format!("{escape}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
 /// The DDL of a new job table: the seven columns with their defaults, and the optional ones.
@@ -253,9 +255,11 @@ impl Statements {
                 ],
             )
         };
+        // Partitions may have finished rows of the same id.
+        let unfinished_first = if table.kind == 'p' { " ORDER BY 2" } else { "" };
         Self {
             load: Statement::new(
-                format!("SELECT payload, NOT ({UNFINISHED}) FROM {name} WHERE {own}"),
+                format!("SELECT payload, NOT ({UNFINISHED}) FROM {name} WHERE {own}{unfinished_first}"),
                 &[pg_sys::UUIDOID],
             ),
             complete: finish("1"),

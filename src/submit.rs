@@ -5,12 +5,12 @@
 //! wake-up that is lost (a prepared transaction committed from elsewhere) costs at most poll_interval.
 
 use crate::catalog::{self, NewJob};
-use crate::job::{JobRef, LaneKey, Timing, handler_name};
+use crate::job::{JobRef, LaneKey, Timing, format_id, handler_name};
 use crate::job_table::Options;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::encoding::from_text;
 use crate::pg::error::PgError;
-use crate::pg::relation::root_of_trigger;
+use crate::pg::relation::{self, root_of_trigger};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, uuid_bytes};
 use crate::pg::trigger::{Call, Event, Row};
@@ -233,11 +233,20 @@ pub fn submit(call: &Call) {
     if flag(&row, "completed") || flag(&row, "cancelled") {
         return;
     }
-    let options = Options::from_arguments(call.argument(0).as_deref(), call.argument(1).as_deref());
-    submit_row(&row, job_table_of(call), &options);
+    submit_row(&row, job_table_of(call), &options_of(call), taken_id(call));
 }
 
-fn submit_row(row: &Row, table: u32, options: &Options) {
+fn options_of(call: &Call) -> Options {
+    Options::from_arguments(call.argument(0).as_deref(), call.argument(1).as_deref())
+}
+
+/// The key of a table says that an id under which a new row's job is queued already is a former row's. That of a partitioned
+/// table says nothing about other partitions.
+fn taken_id(call: &Call) -> Taken {
+    if call.relation_is_partition() { Taken::Refuse } else { Taken::Replace }
+}
+
+fn submit_row(row: &Row, table: u32, options: &Options, taken: Taken) {
     let column = |name: &str| options.uses(name).then(|| string(row, name)).flatten();
     let handler = column("handler").or_else(|| {
         let payload = row.get("payload", pg_sys::JSONBOID)?;
@@ -247,7 +256,7 @@ fn submit_row(row: &Row, table: u32, options: &Options) {
     let asked = options.uses("run_at").then(|| row.get("run_at", pg_sys::TIMESTAMPTZOID)).flatten();
     let (timing, run_at) = schedule(asked.map(|datum| datum.value() as Timestamp), arrival);
     let number = |name: &str, type_id| options.uses(name).then(|| row.get(name, type_id)).flatten();
-    queue(NewJob {
+    let new = NewJob {
         job: job_of(row, table),
         handler: handler_name(handler),
         priority: number("priority", pg_sys::INT2OID).map(|datum| datum.value() as i16),
@@ -257,30 +266,39 @@ fn submit_row(row: &Row, table: u32, options: &Options) {
         max_attempts: number("max_attempts", pg_sys::INT4OID).map(|datum| datum.value() as i32),
         queue: column("queue"),
         job_key: column("job_key"),
-    });
+    };
+    queue(new, taken);
+}
+
+/// What becomes of a queued job that has the id of a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    Replace,
+    Refuse,
 }
 
 /// Queues a job for whoever the caller is, and takes the note.
-pub fn queue(new: NewJob) {
+pub fn queue(new: NewJob, taken: Taken) {
     let new = at_least_one_attempt(new);
     let quick = handler_priority(new.job.table, &new.handler).and_then(|priority| catalog::insert(&new, priority));
     match quick {
         Some(lane) => note_job(lane, new.run_at),
-        None => requeue(new),
+        None => requeue(new, taken),
     }
 }
 
 /// The same for a job that is, or may be, in the queue already.
-pub fn requeue(new: NewJob) {
+pub fn requeue(new: NewJob, taken: Taken) {
     let new = at_least_one_attempt(new);
     let lane = bookkeeping(|| {
         spi::connect(|| {
             if let Some(key) = &new.job_key {
                 refuse_taken_key(new.job, key);
             }
-            catalog::enqueue(&new)
+            catalog::enqueue(&new, taken == Taken::Refuse)
         })
     });
+    let Some(lane) = lane else { refuse_taken_id(new.job) };
     note_job(lane, new.run_at);
 }
 
@@ -310,6 +328,17 @@ fn handler_priority(table: u32, handler: &str) -> Option<i16> {
     })
 }
 
+fn refuse_taken_id(job: JobRef) -> ! {
+    let table = relation::name(pg_sys::Oid::from(job.table)).unwrap_or_else(|| job.table.to_string());
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
+        format!("an unfinished job with id {} exists already in job table \"{table}\"", format_id(&job.id)),
+    )
+    .detail("The id names the job, so it has to be unique over all partitions.")
+    .hint("Should no partition have such a row, call background_jobs.detach() and background_jobs.attach().")
+    .raise()
+}
+
 fn refuse_taken_key(job: JobRef, key: &str) {
     if catalog::find_by_key(job.table, key).is_some_and(|holder| holder != job.id) {
         PgError::new(
@@ -335,11 +364,7 @@ pub fn withdraw(call: &Call) {
                 take_out(before);
             }
             if before.id != after.id && open {
-                submit_row(
-                    &new,
-                    table,
-                    &Options::from_arguments(call.argument(0).as_deref(), call.argument(1).as_deref()),
-                );
+                submit_row(&new, table, &options_of(call), taken_id(call));
             }
         }
         (Event::Delete, true, Some(old), _) => {

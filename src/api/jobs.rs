@@ -15,7 +15,7 @@ use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
 use crate::pg::xact;
-use crate::submit;
+use crate::submit::{self, Taken};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum};
 
@@ -183,7 +183,7 @@ fn adjust(args: &Args, job: JobRef, options: &Options) {
     }
     let Some(queued) = bookkeeping(|| spi::connect(|| catalog::find(job))) else { return };
     let (timing, run_at) = submit::schedule(args.int8(2).or(Some(queued.run_at)), clock::now());
-    submit::requeue(NewJob {
+    let new = NewJob {
         job,
         handler: queued.handler,
         priority: Some(args.int2(3).unwrap_or(queued.priority)),
@@ -193,7 +193,8 @@ fn adjust(args: &Args, job: JobRef, options: &Options) {
         max_attempts: args.int4(7).or(queued.max_attempts),
         queue: args.text(4).or(queued.queue),
         job_key: args.text(5),
-    });
+    };
+    submit::requeue(new, Taken::Replace);
 }
 
 fn cancel_row(table: &Relation, id: &[u8; 16]) -> bool {
@@ -264,7 +265,7 @@ fn retry_job(args: &Args) -> Fallible<bool> {
     match new {
         Some(new) => {
             bookkeeping(|| spi::connect(|| catalog::supersede_attempts(job)));
-            submit::queue(new);
+            submit::queue(new, Taken::Replace);
             Ok(true)
         }
         None if row_exists(&table, &job) => Ok(false),

@@ -1,15 +1,16 @@
 //! create_table(), attach(), detach().
 
 use super::{Fallible, invalid, missing, or_raise, owned_table, require_preload};
+use crate::catalog;
 use crate::job::{JobRef, handler_name};
-use crate::job_table::{self, DEFAULT_HANDLER_KEY, Options, TRIGGERS};
+use crate::job_table::{self, DEFAULT_HANDLER_KEY, Options, TRIGGERS, literal};
 use crate::pg::error::PgError;
 use crate::pg::fmgr::Args;
 use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::spi::{self, Statement};
-use crate::pg::{call, shmem as pg_shmem, xact};
+use crate::pg::{shmem as pg_shmem, xact};
+use crate::submit::{self, Taken};
 use crate::worker::dispatcher::runnable;
-use crate::{catalog, submit};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum, Oid};
 
@@ -153,9 +154,10 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
         if options.uses(name) { quote(name) } else { otherwise.to_string() }
     };
     let sql = format!(
-        "SELECT id, {}, payload, {}, {}, {}, {}, {} FROM {} \
+        "SELECT id, COALESCE({}, payload OPERATOR(pg_catalog.->>) {}), {}, {}, {}, {}, {} FROM {} \
           WHERE completed IS NOT TRUE AND cancelled IS NOT TRUE ORDER BY \"timestamp\", id",
         column("handler", "NULL::pg_catalog.text"),
+        literal(&options.handler_key),
         column("priority", "NULL::pg_catalog.int2"),
         column("run_at", "NULL::pg_catalog.timestamptz"),
         column("max_attempts", "NULL::pg_catalog.int4"),
@@ -165,31 +167,28 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
     );
     let mut submitted = 0;
     spi::connect(|| {
-        let rows = Statement::new(sql, &[]).execute(&[], 0);
-        for row in 0..rows.processed {
-            let Some(id) = rows.uuid(row, 1) else { continue };
+        Statement::new(sql, &[]).for_each(|rows, row| {
+            let Some(id) = rows.uuid(row, 1) else { return };
             let job = JobRef { table: table.oid.to_u32(), id };
             if submit::is_queued(job) {
-                continue;
+                return;
             }
-            let named = rows.get::<String>(row, 2).or_else(|| {
-                rows.datum(row, 3).and_then(|payload| call::jsonb_field_text(payload, &options.handler_key))
-            });
             let arrival = submit::arrival();
-            let (timing, run_at) = submit::schedule(rows.timestamp(row, 5), arrival);
-            submit::queue(catalog::NewJob {
+            let (timing, run_at) = submit::schedule(rows.timestamp(row, 4), arrival);
+            let new = catalog::NewJob {
                 job,
-                handler: handler_name(named),
-                priority: rows.get(row, 4),
+                handler: handler_name(rows.get(row, 2)),
+                priority: rows.get(row, 3),
                 timing,
                 run_at,
                 enqueued_at: arrival,
-                max_attempts: rows.get(row, 6),
-                queue: rows.get(row, 7),
-                job_key: rows.get(row, 8),
-            });
+                max_attempts: rows.get(row, 5),
+                queue: rows.get(row, 6),
+                job_key: rows.get(row, 7),
+            };
+            submit::queue(new, Taken::Replace);
             submitted += 1;
-        }
+        });
     });
     submitted
 }

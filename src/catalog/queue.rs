@@ -50,9 +50,8 @@ pub fn insert(new: &NewJob, priority: i16) -> Option<LaneKey> {
     inserted.then(|| new.lane(priority))
 }
 
-/// Queues a job and returns its lane. What an earlier row of the same id may have left behind gives way: that row
-/// is gone.
-pub fn enqueue(new: &NewJob) -> LaneKey {
+/// Queues a job and returns its lane. What is in the queue under its id gives way, unless `or_leave`: then None.
+pub fn enqueue(new: &NewJob, or_leave: bool) -> Option<LaneKey> {
     let rows = statement!(
         "INSERT INTO background_jobs.queued_job
              (job_table, job_id, handler, priority, timing, run_at, enqueued_at, max_attempts, queue, job_key)
@@ -65,8 +64,9 @@ pub fn enqueue(new: &NewJob) -> LaneKey {
                 run_at = excluded.run_at, enqueued_at = excluded.enqueued_at, attempts = 0, conflicts = 0,
                 max_attempts = excluded.max_attempts, queue = excluded.queue, job_key = excluded.job_key,
                 last_error = NULL
+          WHERE NOT $11
          RETURNING priority",
-        [OID, UUID, TEXT, INT2, INT2, TIME, TIME, INT4, TEXT, TEXT]
+        [OID, UUID, TEXT, INT2, INT2, TIME, TIME, INT4, TEXT, TEXT, BOOL]
     )
     .execute(
         &[
@@ -80,10 +80,11 @@ pub fn enqueue(new: &NewJob) -> LaneKey {
             new.max_attempts.and_then(int4),
             new.queue.as_deref().and_then(text),
             new.job_key.as_deref().and_then(text),
+            Some(Datum::from(or_leave)),
         ],
         0,
     );
-    new.lane(rows.get(0, 1).unwrap_or_default())
+    rows.get(0, 1).map(|priority| new.lane(priority))
 }
 
 /// Takes a job out of the queue; false if it was not there.

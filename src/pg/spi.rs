@@ -108,6 +108,30 @@ impl Statement {
         self.run(args, true, limit)
     }
 
+    /// Calls `f` for each row of a query without parameters, a batch at a time, so that their number does not matter.
+    /// What `f` allocates of the server is freed after the batch.
+    pub fn for_each(&self, mut f: impl FnMut(&Rows, usize)) {
+        const BATCH: i64 = 1000;
+        let scratch = Context::new_scratch(c"background_jobs batch of rows");
+        // SAFETY: the plan has no parameters; each batch is freed before the next is fetched, and the cursor is closed here or
+        // by the transaction's abort.
+        unsafe {
+            let cursor =
+                pg_sys::SPI_cursor_open(std::ptr::null(), self.plan(), std::ptr::null_mut(), std::ptr::null(), false);
+            loop {
+                pg_sys::SPI_cursor_fetch(cursor, true, BATCH);
+                let rows = Rows { table: pg_sys::SPI_tuptable, processed: pg_sys::SPI_processed as usize };
+                scratch.run(|| (0..rows.processed).for_each(|row| f(&rows, row)));
+                scratch.reset();
+                pg_sys::SPI_freetuptable(rows.table);
+                if rows.processed == 0 {
+                    break;
+                }
+            }
+            pg_sys::SPI_cursor_close(cursor);
+        }
+    }
+
     fn run(&self, args: Args, read_only: bool, limit: usize) -> Rows {
         debug_assert_eq!(args.len(), self.types.len());
         let plan = self.plan();

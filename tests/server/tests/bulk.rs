@@ -214,6 +214,49 @@ fn partitions() {
     assert_eq!((app.noted(old), app.noted(new)), (1, 1));
 }
 
+const TWO_PARTITIONS: &str = "
+    CREATE TABLE background_jobs (region text NOT NULL, id uuid NOT NULL DEFAULT gen_random_uuid(),
+        timestamp timestamptz NOT NULL DEFAULT now(), payload jsonb NOT NULL DEFAULT '{}', completed boolean NOT NULL DEFAULT false,
+        cancelled boolean NOT NULL DEFAULT false, progress real NOT NULL DEFAULT 0, result jsonb,
+        PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+    CREATE TABLE north PARTITION OF background_jobs FOR VALUES IN ('north');
+    CREATE TABLE south PARTITION OF background_jobs FOR VALUES IN ('south');
+    SELECT background_jobs.attach('background_jobs')";
+
+#[test]
+fn an_unfinished_jobs_id_is_refused_in_another_partition_and_free_when_it_is_finished() {
+    let mut app = SHARED.app_without_table("same_id");
+    app.sql(TWO_PARTITIONS);
+    noting(&mut app);
+    let insert = "INSERT INTO background_jobs (region, id, payload) VALUES ($1, $2, '{\"handler\": \"noted\"}')";
+    let id = Uuid::new_v4();
+    let mut open = app.client.transaction().unwrap();
+    open.execute(insert, &[&"north", &id]).unwrap();
+    let error = open.execute(insert, &[&"south", &id]).unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "23505", "{error:?}");
+    open.rollback().unwrap();
+    app.execute(insert, &[&"north", &id]);
+    assert!(app.wait_final(id).completed);
+    app.execute(insert, &[&"south", &id]);
+    app.wait_drained(DRAIN);
+    assert_eq!(app.noted(id), 2);
+}
+
+#[test]
+fn a_job_that_moves_to_another_partition_while_it_waits_runs_once() {
+    let mut app = SHARED.app_without_table("moved");
+    app.sql(TWO_PARTITIONS);
+    let id: Uuid = app.one(
+        "INSERT INTO background_jobs (region, payload) VALUES ('north', '{\"handler\": \"noted\"}') RETURNING id",
+        &[],
+    );
+    app.wait_state(id, "unhandled");
+    app.execute("UPDATE background_jobs SET region = 'south' WHERE id = $1", &[&id]);
+    noting(&mut app);
+    assert!(app.wait_final(id).completed);
+    assert_eq!(app.noted(id), 1);
+}
+
 #[test]
 fn rows_of_any_shape_come_back_byte_for_byte() {
     let mut app = SHARED.app("bytes");
