@@ -215,8 +215,10 @@ pub fn fires_in_replication(table: &Relation) -> bool {
 pub struct Statements {
     name: String,
     options: Options,
-    /// $1 id -> payload, finished
+    /// $1 id -> finished, payload
     pub load: Statement,
+    /// $1 ids -> finished, payload, id
+    pub load_many: Statement,
     /// $1 id, $2 result, $3 attempts, $4 started_at, $5 finished_at, $6 the progress that was reported
     pub complete: Statement,
     /// the same; leaves the progress where the attempt got to
@@ -256,11 +258,18 @@ impl Statements {
             )
         };
         // Partitions may have finished rows of the same id.
-        let unfinished_first = if table.kind == 'p' { " ORDER BY 2" } else { "" };
+        let unfinished_first = if table.kind == 'p' { " ORDER BY 1" } else { "" };
         Self {
             load: Statement::new(
-                format!("SELECT payload, NOT ({UNFINISHED}) FROM {name} WHERE {own}{unfinished_first}"),
+                format!("SELECT NOT ({UNFINISHED}), payload FROM {name} WHERE {own}{unfinished_first}"),
                 &[pg_sys::UUIDOID],
+            ),
+            load_many: Statement::new(
+                format!(
+                    "SELECT NOT ({UNFINISHED}), payload, id FROM {name} \
+                      WHERE id OPERATOR(pg_catalog.=) ANY ($1){unfinished_first}"
+                ),
+                &[pg_sys::UUIDARRAYOID],
             ),
             complete: finish("1"),
             fail: finish("GREATEST(progress, $6)"),

@@ -19,7 +19,7 @@ use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::memory::{Context, Current, HeldDatum};
 use crate::pg::spi::{Statement, oid, text, timestamp, uuid};
-use crate::shmem::{Action, Assignment};
+use crate::shmem::Assignment;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::time::Duration;
 

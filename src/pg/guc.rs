@@ -2,7 +2,9 @@
 
 use crate::pg::encoding;
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::ffi::CStr;
+use std::time::Duration;
 
 /// What every statement of ours runs under: nothing of the user's is found in front of pg_catalog, and a plan that was
 /// made when a table was still empty does not read all of it when it is not.
@@ -60,6 +62,31 @@ pub fn pin_session() {
 /// Sets `name` until the enclosing `nested` or (sub)transaction ends.
 pub fn set_local(name: &CStr, value: &str) {
     set(name, &encoding::to_c(value), pg_sys::GucAction::GUC_ACTION_LOCAL);
+}
+
+thread_local! {
+    static LOCK_TIMEOUT_BEFORE: Cell<Option<i32>> = const { Cell::new(None) };
+}
+
+/// Runs `f`, which waits for a lock no longer than `limit`. Below the setting, which is the user's and costs a hundred times as
+/// much to change. After an error `restore_lock_timeout` has to be called.
+pub fn with_lock_timeout<T>(limit: Duration, f: impl FnOnce() -> T) -> T {
+    // SAFETY: a plain variable of this process, in milliseconds; the setting behind it is put back by its own means before.
+    unsafe {
+        LOCK_TIMEOUT_BEFORE.set(Some(pg_sys::LockTimeout));
+        pg_sys::LockTimeout = limit.as_millis() as i32;
+    }
+    let value = f();
+    restore_lock_timeout();
+    value
+}
+
+/// When the settings have been rolled back after an error inside `with_lock_timeout`.
+pub fn restore_lock_timeout() {
+    if let Some(before) = LOCK_TIMEOUT_BEFORE.take() {
+        // SAFETY: as above.
+        unsafe { pg_sys::LockTimeout = before };
+    }
 }
 
 /// Sets `name` for the session.

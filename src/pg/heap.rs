@@ -8,6 +8,52 @@ use std::ffi::CStr;
 /// A table of the extension, open and locked as by a writer until the transaction ends.
 pub struct Table(pg_sys::Relation);
 
+/// The condition "column = value", by the column's number in the table.
+pub enum Key {
+    Oid(i16, Datum),
+    Uuid(i16, Datum),
+}
+
+impl Key {
+    fn scan_key(&self) -> pg_sys::ScanKeyData {
+        let (column, function, value) = match self {
+            Self::Oid(column, value) => (*column, pg_sys::F_OIDEQ, *value),
+            Self::Uuid(column, value) => (*column, pg_sys::F_UUID_EQ, *value),
+        };
+        let mut key = pg_sys::ScanKeyData::default();
+        let equal = pg_sys::BTEqualStrategyNumber as u16;
+        // SAFETY: the equality functions take values of the types that the variants name.
+        unsafe { pg_sys::ScanKeyInit(&mut key, column, equal, function.into(), value) };
+        key
+    }
+}
+
+/// A row while it is looked at.
+pub struct Row {
+    tuple: pg_sys::HeapTuple,
+    descriptor: pg_sys::TupleDesc,
+}
+
+impl Row {
+    /// The value of a column, by its number.
+    pub fn get(&self, column: i32) -> Option<Datum> {
+        let mut null = false;
+        // SAFETY: tuple and descriptor belong together and are alive.
+        let value = unsafe { pg_sys::heap_getattr(self.tuple, column, self.descriptor, &mut null) };
+        (!null).then_some(value)
+    }
+}
+
+/// What became of a `delete`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    Yes,
+    /// There is no such row (any more).
+    No,
+    /// Somebody has changed it since we looked: the statement that does the same in SQL knows what to do then.
+    Changed,
+}
+
 thread_local! {
     /// Where the table was that was opened last: its schema and itself.
     static LAST: Cell<(Oid, Oid)> = const { Cell::new((Oid::INVALID, Oid::INVALID)) };
@@ -44,6 +90,44 @@ impl Table {
             let form = &*(*relation).rd_rel;
             let same = form.relnamespace == schema && CStr::from_ptr(form.relname.data.as_ptr()) == name;
             same.then_some(table)
+        }
+    }
+
+    /// Deletes the row with these keys, in the order of the columns of a unique index, if `matches` says so of the newest version that is committed or our
+    /// own. Waits for whoever is changing it.
+    pub fn delete(&self, index: &CStr, keys: &[Key], matches: impl Fn(&Row) -> bool) -> Deleted {
+        let mut scan_keys: Vec<pg_sys::ScanKeyData> = keys.iter().map(Key::scan_key).collect();
+        // SAFETY: the table is open and the index one of its own; without a snapshot of the caller's the scan takes one of this
+        // moment. The tuple is used while the scan holds it.
+        unsafe {
+            let index = pg_sys::get_relname_relid(index.as_ptr(), (*(*self.0).rd_rel).relnamespace);
+            let (count, first) = (scan_keys.len() as i32, scan_keys.as_mut_ptr());
+            let scan = pg_sys::systable_beginscan(self.0, index, true, std::ptr::null_mut(), count, first);
+            let tuple = pg_sys::systable_getnext(scan);
+            let deleted = if tuple.is_null() || !matches(&Row { tuple, descriptor: (*self.0).rd_att }) {
+                Deleted::No
+            } else {
+                let mut failure = pg_sys::TM_FailureData::default();
+                let result = pg_sys::heap_delete(
+                    self.0,
+                    &raw mut (*tuple).t_self,
+                    pg_sys::GetCurrentCommandId(true),
+                    std::ptr::null_mut(),
+                    true,
+                    &mut failure,
+                    false,
+                );
+                match result {
+                    pg_sys::TM_Result::TM_Ok => Deleted::Yes,
+                    pg_sys::TM_Result::TM_Deleted => Deleted::No,
+                    _ => Deleted::Changed,
+                }
+            };
+            pg_sys::systable_endscan(scan);
+            if deleted == Deleted::Yes {
+                pg_sys::CommandCounterIncrement();
+            }
+            deleted
         }
     }
 

@@ -3,6 +3,8 @@
 use crate::pg::{encoding, role};
 use pgrx::pg_sys;
 use std::ffi::c_char;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(Debug, Clone)]
 pub struct Column {
@@ -52,24 +54,63 @@ unsafe fn string(p: *const c_char) -> String {
     unsafe { encoding::from_c(p).unwrap_or_default() }
 }
 
-/// Locks the relation and reads it. None: there is no such relation (any more).
-pub fn open(oid: pg_sys::Oid, lock: Lock) -> Option<Relation> {
-    if let Lock::ReadIfFree = lock {
-        // SAFETY: inside a transaction, which releases the lock at its end.
-        let locked = unsafe { pg_sys::ConditionalLockRelationOid(oid, pg_sys::AccessShareLock as i32) };
-        if !locked {
-            return None;
+impl Lock {
+    fn mode(self) -> pg_sys::LOCKMODE {
+        let mode = match self {
+            Self::Read | Self::ReadIfFree => pg_sys::AccessShareLock,
+            Self::Write => pg_sys::RowExclusiveLock,
+            Self::Define => pg_sys::ShareRowExclusiveLock,
+        };
+        mode as pg_sys::LOCKMODE
+    }
+}
+
+/// Locks what has this OID, if it is a relation (still), and hears of every change that was committed before. False:
+/// somebody else has it, and `lock` does not wait.
+pub fn lock(oid: pg_sys::Oid, lock: Lock) -> bool {
+    // SAFETY: inside a transaction, which releases the lock at its end.
+    unsafe {
+        match lock {
+            Lock::ReadIfFree => pg_sys::ConditionalLockRelationOid(oid, lock.mode()),
+            _ => {
+                pg_sys::LockRelationOid(oid, lock.mode());
+                true
+            }
         }
     }
-    let mode = match lock {
-        Lock::Read | Lock::ReadIfFree => pg_sys::AccessShareLock,
-        Lock::Write => pg_sys::RowExclusiveLock,
-        Lock::Define => pg_sys::ShareRowExclusiveLock,
-    };
+}
+
+/// Rises whenever something that a `Relation` holds may have changed, of whatever relation. To be asked after `lock`.
+pub fn changes() -> u64 {
+    static WATCHED: Once = Once::new();
+    unsafe extern "C-unwind" fn on_relation(_: pg_sys::Datum, _: pg_sys::Oid) {
+        CHANGES.fetch_add(1, Ordering::Relaxed);
+    }
+    unsafe extern "C-unwind" fn on_schema(_: pg_sys::Datum, _: i32, _: u32) {
+        CHANGES.fetch_add(1, Ordering::Relaxed);
+    }
+    WATCHED.call_once(|| {
+        let schemas = pg_sys::SysCacheIdentifier::NAMESPACEOID as i32;
+        // SAFETY: once per process; the callbacks count and cannot fail.
+        unsafe {
+            pg_sys::CacheRegisterRelcacheCallback(Some(on_relation), pg_sys::Datum::from(0));
+            pg_sys::CacheRegisterSyscacheCallback(schemas, Some(on_schema), pg_sys::Datum::from(0));
+        }
+    });
+    CHANGES.load(Ordering::Relaxed)
+}
+
+static CHANGES: AtomicU64 = AtomicU64::new(0);
+
+/// Locks the relation and reads it. None: there is no such relation (any more).
+pub fn open(oid: pg_sys::Oid, how: Lock) -> Option<Relation> {
+    if matches!(how, Lock::ReadIfFree) && !lock(oid, how) {
+        return None;
+    }
     // SAFETY: inside a transaction; the pointers read belong to the relation cache entry, which stays put while the
     // relation is open; everything is copied before it is closed. The lock stays until the transaction's end.
     unsafe {
-        let relation = pg_sys::try_relation_open(oid, mode as i32);
+        let relation = pg_sys::try_relation_open(oid, how.mode());
         if relation.is_null() {
             return None;
         }

@@ -3,7 +3,7 @@
 use crate::pg::encoding;
 use crate::pg::error::PgError;
 use crate::pg::memory::{Context, HeldDatum, hold_varlena};
-use pgrx::{FromDatum, PgSqlErrorCode, pg_sys};
+use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, pg_sys};
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
 
@@ -181,6 +181,11 @@ impl Rows {
         }
     }
 
+    /// The first row that has this uuid in a column.
+    pub fn find(&self, column: i32, id: &[u8; 16]) -> Option<usize> {
+        (0..self.processed).find(|row| self.uuid(*row, column).is_some_and(|found| found == *id))
+    }
+
     /// The type of a result column (counted from 1).
     pub fn type_of(&self, column: i32) -> pg_sys::Oid {
         if self.table.is_null() {
@@ -218,6 +223,11 @@ pub fn uuid_bytes(datum: pg_sys::Datum) -> [u8; 16] {
 /// A uuid datum that points at `id`, which therefore has to outlive the execution.
 pub fn uuid(id: &[u8; 16]) -> Option<pg_sys::Datum> {
     Some(pg_sys::Datum::from(id.as_ptr()))
+}
+
+/// An array of uuids in the current memory context.
+pub fn uuids(ids: &[[u8; 16]]) -> Option<pg_sys::Datum> {
+    ids.iter().map(|id| pgrx::Uuid::from_bytes(*id)).collect::<Vec<_>>().into_datum()
 }
 
 pub fn text(value: &str) -> Option<pg_sys::Datum> {

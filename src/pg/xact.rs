@@ -1,8 +1,8 @@
 //! Transactions and subtransactions as functions that end them, whatever happens inside.
 
 use crate::pg::error::{PgError, catch, catch_as};
-use crate::pg::latch;
 use crate::pg::memory::Context;
+use crate::pg::{guc, latch};
 use pgrx::pg_sys;
 use std::ffi::c_void;
 
@@ -45,6 +45,7 @@ fn run<T>(read_committed: bool, f: impl FnOnce() -> T) -> Result<T, PgError> {
         // SAFETY: after an error this is what the server's own command loop does; it is a no-op when the
         // transaction had not even begun.
         unsafe { pg_sys::AbortCurrentTransaction() };
+        guc::restore_lock_timeout();
     }
     latch::set_own();
     result
@@ -69,8 +70,11 @@ pub fn subtransaction<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> R
     match &result {
         // SAFETY: ends the subtransaction begun above; `f` left none of its own open.
         Ok(_) => unsafe { pg_sys::ReleaseCurrentSubTransaction() },
-        // SAFETY: as above.
-        Err(_) => unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() },
+        Err(_) => {
+            // SAFETY: as above.
+            unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
+            guc::restore_lock_timeout();
+        }
     }
     restore();
     result

@@ -76,6 +76,11 @@ impl Assignment {
     pub fn job(&self) -> JobRef {
         JobRef { table: self.table, id: self.id }
     }
+
+    /// How many attempts the queue counts while this one is made.
+    pub fn attempts_before(&self) -> i32 {
+        if self.action == Action::Run { self.attempt - 1 } else { self.attempt }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,15 +2,18 @@
 
 use super::{Executor, run};
 use crate::handler::Handler;
+use crate::job::JobId;
+use crate::job_table::Statements;
 use crate::pg::error::forget_cancel;
+use crate::pg::guc;
 use crate::pg::memory::HeldDatum;
 use crate::pg::relation::Lock;
 use crate::pg::session;
-use crate::pg::spi;
+use crate::pg::spi::{self, Rows};
 use crate::pg::timer;
 use crate::pg::xact;
 use crate::planted::{self, Bug};
-use crate::shmem::{Assignment, ClaimState, REFUSED};
+use crate::shmem::{Assignment, ClaimState, ExecutorSlot, REFUSED};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -92,19 +95,11 @@ fn load(executor: &mut Executor, numbers: &[u64]) -> Result<Vec<Loaded>, crate::
         }
         let mut loaded = Vec::with_capacity(numbers.len());
         let mut bytes = 0;
-        for number in numbers {
-            let claim = executor.slot.claim(*number);
-            if claim.state() != ClaimState::Pending {
-                // Taken back by the dispatcher.
-                loaded.push(Loaded::Refused(*number));
-                continue;
+        for (table, numbers) in by_table(executor.slot, numbers) {
+            match table {
+                Some(table) => load_some(executor, table, &numbers, &mut bytes, &mut loaded),
+                None => loaded.extend(numbers.iter().map(|(number, _)| Loaded::Refused(*number))),
             }
-            let assignment = claim.assignment();
-            let one = load_one(executor, *number, assignment);
-            if let Loaded::Ready(job) = &one {
-                bytes += job.payload.size();
-            }
-            loaded.push(one);
             if bytes > PAYLOADS {
                 break;
             }
@@ -116,26 +111,69 @@ fn load(executor: &mut Executor, numbers: &[u64]) -> Result<Vec<Loaded>, crate::
     loaded
 }
 
-fn load_one(executor: &mut Executor, number: u64, assignment: Assignment) -> Loaded {
-    let Some(table) = executor.tables.open(assignment.table, Lock::ReadIfFree) else {
-        return Loaded::Refused(number);
+type Numbered = (u64, Assignment);
+
+/// Runs of consecutive jobs of one table; of none, those that the dispatcher has taken back.
+fn by_table(slot: &ExecutorSlot, numbers: &[u64]) -> Vec<(Option<u32>, Vec<Numbered>)> {
+    let mut groups: Vec<(Option<u32>, Vec<Numbered>)> = Vec::new();
+    for number in numbers {
+        let claim = slot.claim(*number);
+        let (pending, assignment) = (claim.state() == ClaimState::Pending, claim.assignment());
+        let table = pending.then_some(assignment.table);
+        match groups.last_mut() {
+            Some((last, group)) if *last == table => group.push((*number, assignment)),
+            _ => groups.push((table, vec![(*number, assignment)])),
+        }
+    }
+    groups
+}
+
+/// Loads jobs of one table in their order, until they hold too many `bytes`.
+fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut usize, loaded: &mut Vec<Loaded>) {
+    let Some(statements) = executor.tables.open(table, Lock::ReadIfFree) else {
+        loaded.extend(jobs.iter().map(|(number, _)| Loaded::Refused(*number)));
+        return;
     };
-    let Some(handler) = executor.handlers.resolve(assignment.table, &assignment.handler.to_text()) else {
-        return Loaded::Refused(number);
-    };
+    let handlers: Vec<_> =
+        jobs.iter().map(|(_, assignment)| executor.handlers.resolve(table, &assignment.handler.to_text())).collect();
     // After the lock: a rewrite of the table by whoever had it before leaves older snapshots an empty table.
     xact::with_latest_snapshot(|| {
         spi::connect(|| {
-            let rows = table.load.read(&[spi::uuid(&assignment.id)], 1);
-            match rows.get::<bool>(0, 2) {
-                None => return Loaded::Missing(number, assignment),
-                Some(true) => return Loaded::Obsolete(number, assignment),
-                Some(false) => {}
+            let rows = read(&statements, jobs);
+            for ((number, assignment), handler) in jobs.iter().zip(handlers) {
+                let row =
+                    if jobs.len() == 1 { (rows.processed > 0).then_some(0) } else { rows.find(3, &assignment.id) };
+                let one = match (handler, row.and_then(|row| Some((row, rows.get::<bool>(row, 1)?)))) {
+                    (None, _) => Loaded::Refused(*number),
+                    (_, None) => Loaded::Missing(*number, *assignment),
+                    (_, Some((_, true))) => Loaded::Obsolete(*number, *assignment),
+                    (Some(handler), Some((row, false))) => {
+                        // A NULL, in a table that allows it, is a JSON null to the handler.
+                        let payload = rows.hold(row, 2, &executor.memory);
+                        let payload = payload.unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
+                        *bytes += payload.size();
+                        Loaded::Ready(Job::new(*number, *assignment, handler, payload))
+                    }
+                };
+                loaded.push(one);
+                if *bytes > PAYLOADS {
+                    break;
+                }
             }
-            // A NULL, in a table that allows it, is a JSON null to the handler.
-            let payload = rows.hold(0, 1, &executor.memory).unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
-            Loaded::Ready(Job::new(number, assignment, handler, payload))
-        })
+        });
+    });
+}
+
+/// The rows of the jobs; payloads that lie outside of them are not read yet.
+fn read(statements: &Statements, jobs: &[Numbered]) -> Rows {
+    if let [(_, only)] = jobs {
+        return statements.load.read(&[spi::uuid(&only.id)], 1);
+    }
+    let ids: Vec<JobId> = jobs.iter().map(|(_, assignment)| assignment.id).collect();
+    // A plan that was made when the table was small would read all of it when it is not.
+    guc::nested(|| {
+        guc::set_local(c"enable_seqscan", "off");
+        statements.load_many.read(&[spi::uuids(&ids)], 0)
     })
 }
 

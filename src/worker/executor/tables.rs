@@ -8,9 +8,17 @@ use pgrx::pg_sys::Oid;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
+/// A table as it was found.
+struct Known {
+    statements: Rc<Statements>,
+    owner: Oid,
+    /// `relation::changes` when it was looked at.
+    changes: u64,
+}
+
 #[derive(Default)]
 pub struct Tables {
-    known: HashMap<u32, Rc<Statements>>,
+    known: HashMap<u32, Known>,
     /// What was said about tables already.
     complained: HashSet<(u32, String)>,
 }
@@ -19,6 +27,16 @@ impl Tables {
     /// Locks the table and makes sure that it is still what its jobs were submitted to: there, attached, and owned by the
     /// role that this session belongs to. None: its jobs cannot be run now.
     pub fn open(&mut self, oid: u32, lock: Lock) -> Option<Rc<Statements>> {
+        if !relation::lock(Oid::from(oid), lock) {
+            return None;
+        }
+        // Before the look: a change meanwhile counts as one after it.
+        let changes = relation::changes();
+        if let Some(known) = self.known.get(&oid)
+            && known.changes == changes
+        {
+            return super::may_run_for(known.owner).then(|| Rc::clone(&known.statements));
+        }
         let relation = relation::open(Oid::from(oid), lock)?;
         if !super::may_run_for(relation.owner) {
             return None;
@@ -40,10 +58,12 @@ impl Tables {
             self.complain(oid, problem.message.clone(), &problem);
             return None;
         }
-        if !self.known.get(&oid).is_some_and(|known| known.fit(&relation, &options)) {
-            self.known.insert(oid, Rc::new(Statements::new(&relation, &options)));
-        }
-        self.known.get(&oid).cloned()
+        let statements = match self.known.remove(&oid) {
+            Some(known) if known.statements.fit(&relation, &options) => known.statements,
+            _ => Rc::new(Statements::new(&relation, &options)),
+        };
+        self.known.insert(oid, Known { statements: Rc::clone(&statements), owner: relation.owner, changes });
+        Some(statements)
     }
 
     /// Has the table's statements prepared anew.
