@@ -7,6 +7,7 @@ use crate::pg::error::PgError;
 use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::spi::Statement;
 use crate::planted::{self, Bug};
+use crate::protocol::UNFINISHED;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Oid};
 
@@ -228,8 +229,6 @@ pub struct Statements {
     /// $1 id, $2 progress
     pub flush: Statement,
 }
-
-const UNFINISHED: &str = "completed IS NOT TRUE AND cancelled IS NOT TRUE";
 
 impl Statements {
     pub fn new(table: &Relation, options: &Options) -> Self {

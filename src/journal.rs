@@ -12,6 +12,7 @@ use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::mapped_file::MappedFile;
 use crate::pg::shmem::{Cell, shared};
+use crate::protocol;
 use crate::shmem::Assignment;
 use pgrx::PgSqlErrorCode;
 use std::ffi::CStr;
@@ -92,9 +93,8 @@ pub fn start() {
         journal.executors.iter().chain(&journal.suspects).for_each(Place::clear);
     }
     let ran: Vec<Entry> = journal.executors.iter().filter_map(Place::get).collect();
-    // A suspect runs as the only one of its kind, so when the server crashed again, it was that one.
     let again = ran.iter().any(|entry| entry.suspect);
-    for entry in ran.into_iter().filter(|entry| entry.suspect || !again) {
+    for entry in ran.into_iter().filter(|entry| protocol::is_accused(entry.suspect, again)) {
         if let Some(free) = journal.suspects.iter().find(|place| place.get().is_none()) {
             free.set(entry);
         }

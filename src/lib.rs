@@ -65,6 +65,7 @@ mod journal;
 mod pg;
 mod planted;
 mod progress;
+mod protocol;
 mod retry;
 mod shmem;
 mod submit;

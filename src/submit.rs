@@ -17,6 +17,7 @@ use crate::pg::trigger::{Call, Event, Row};
 use crate::pg::xact::End;
 use crate::pg::{call, database, shmem as pg_shmem};
 use crate::planted::{self, Bug};
+use crate::protocol::{self, Flags};
 use crate::shmem::{self, NOTES, Note, WaiterSlot};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::{Cell, RefCell};
@@ -209,6 +210,10 @@ fn flag(row: &Row, column: &str) -> bool {
     row.get(column, pg_sys::BOOLOID).is_some_and(|datum| datum.value() as u8 != 0)
 }
 
+fn flags(row: &Row) -> Flags {
+    Flags { completed: flag(row, "completed"), cancelled: flag(row, "cancelled") }
+}
+
 fn string(row: &Row, column: &str) -> Option<String> {
     row.get(column, pg_sys::TEXTOID).map(from_text)
 }
@@ -230,7 +235,7 @@ pub fn submit(call: &Call) {
     let (Event::Insert, true, Some(row)) = (call.event(), call.is_row(), call.first_row()) else {
         protocol_violation()
     };
-    if flag(&row, "completed") || flag(&row, "cancelled") {
+    if !flags(&row).is_open() {
         return;
     }
     submit_row(&row, job_table_of(call), &options_of(call), taken_id(call));
@@ -359,11 +364,13 @@ pub fn withdraw(call: &Call) {
             if FINISHING.get() == Some(before) {
                 return;
             }
-            let open = !flag(&new, "completed") && (!flag(&new, "cancelled") || planted::is(Bug::NoCancelGuard));
-            if before.id != after.id || !open {
+            let flags = flags(&new);
+            let heeded = Flags { cancelled: flags.cancelled && !planted::is(Bug::NoCancelGuard), ..flags };
+            let change = protocol::on_update(heeded, before.id != after.id);
+            if change.take_out {
                 take_out(before);
             }
-            if before.id != after.id && open {
+            if change.submit {
                 submit_row(&new, table, &options_of(call), taken_id(call));
             }
         }

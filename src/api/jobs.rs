@@ -15,6 +15,7 @@ use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
 use crate::pg::xact;
+use crate::protocol::{FINISHED, UNFINISHED};
 use crate::submit::{self, Taken};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum};
@@ -199,8 +200,7 @@ fn adjust(args: &Args, job: JobRef, options: &Options) {
 
 fn cancel_row(table: &Relation, id: &[u8; 16]) -> bool {
     let sql = format!(
-        "UPDATE {} SET cancelled = true WHERE id OPERATOR(pg_catalog.=) $1 \
-         AND completed IS NOT TRUE AND cancelled IS NOT TRUE",
+        "UPDATE {} SET cancelled = true WHERE id OPERATOR(pg_catalog.=) $1 AND {UNFINISHED}",
         table.qualified_name()
     );
     spi::connect(|| Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(id)], 0).processed > 0)
@@ -234,7 +234,7 @@ fn retry_job(args: &Args) -> Fallible<bool> {
     };
     let sql = format!(
         "UPDATE {name} SET completed = false, cancelled = false, progress = 0, result = NULL \
-          WHERE id OPERATOR(pg_catalog.=) $1 AND (completed OR cancelled) RETURNING payload, {}, {}, {}, {}, {}",
+          WHERE id OPERATOR(pg_catalog.=) $1 AND {FINISHED} RETURNING payload, {}, {}, {}, {}, {}",
         column("handler", "text"),
         column("priority", "int2"),
         column("max_attempts", "int4"),

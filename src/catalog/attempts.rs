@@ -11,10 +11,11 @@ const ATTEMPTS: i32 = 8;
 pub fn finish_quickly(assignment: &Assignment) -> Option<bool> {
     let queue = heap::Table::open(c"queued_job")?;
     let keys = [Key::Uuid(2, uuid(&assignment.id)?), Key::Oid(1, table(assignment.table)?)];
+    let identity = Identity::of(assignment.enqueued_at, assignment.attempt, assignment.action);
     let is_this_attempt = |row: &heap::Row| {
-        let submission = row.get(ENQUEUED_AT).map(|datum| datum.value() as Timestamp);
+        let enqueued_at = row.get(ENQUEUED_AT).map(|datum| datum.value() as Timestamp);
         let attempts = row.get(ATTEMPTS).map(|datum| datum.value() as i32);
-        submission == Some(assignment.enqueued_at) && attempts == Some(assignment.attempts_before())
+        enqueued_at == Some(identity.enqueued_at) && attempts == Some(identity.attempts)
     };
     match queue.delete(c"queued_job_pkey", &keys, is_this_attempt) {
         Deleted::Yes => Some(true),
@@ -26,44 +27,30 @@ pub fn finish_quickly(assignment: &Assignment) -> Option<bool> {
 /// The fence: takes the job out of the queue for good. False: this attempt is not the one that may finish it, so nothing
 /// of it may be committed.
 pub fn finish(assignment: &Assignment) -> bool {
-    statement!(
-        "DELETE FROM background_jobs.queued_job
-          WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 AND attempts = $4",
-        [OID, UUID, TIME, INT4]
-    )
-    .execute(&identity(assignment, &assignment.id), 0)
-    .processed
+    statement!(protocol::FINISH, [OID, UUID, TIME, INT4]).execute(&identity(assignment, &assignment.id), 0).processed
         == 1
 }
 
 fn identity(assignment: &Assignment, id: &JobId) -> [Option<Datum>; 4] {
-    [table(assignment.table), uuid(id), timestamp(assignment.enqueued_at), int4(assignment.attempts_before())]
+    let identity = Identity::of(assignment.enqueued_at, assignment.attempt, assignment.action);
+    [table(assignment.table), uuid(id), timestamp(identity.enqueued_at), int4(identity.attempts)]
 }
 
 /// Puts the job back for another attempt at `run_at`, charging this one. False: see `finish`.
 pub fn put_back(assignment: &Assignment, timing: Timing, run_at: Timestamp, error: Option<Datum>) -> bool {
     let [job_table, id, enqueued_at, attempts] = identity(assignment, &assignment.id);
-    statement!(
-        "UPDATE background_jobs.queued_job
-            SET attempts = attempts + 1, run_at = $5, last_error = COALESCE($6, last_error), timing = $7
-          WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 AND attempts = $4",
-        [OID, UUID, TIME, INT4, TIME, JSONB, INT2]
-    )
-    .execute(&[job_table, id, enqueued_at, attempts, timestamp(run_at), error, int2(timing as i16)], 0)
-    .processed
+    statement!(protocol::PUT_BACK, [OID, UUID, TIME, INT4, TIME, JSONB, INT2])
+        .execute(&[job_table, id, enqueued_at, attempts, timestamp(run_at), error, int2(timing as i16)], 0)
+        .processed
         == 1
 }
 
 /// Puts the job back without charging the attempt. Returns how often that has happened, or none: see `finish`.
 pub fn put_back_free(assignment: &Assignment, run_at: Timestamp) -> Option<i16> {
     let [job_table, id, enqueued_at, attempts] = identity(assignment, &assignment.id);
-    statement!(
-        "UPDATE background_jobs.queued_job SET conflicts = LEAST(conflicts + 1, 30000)::smallint, timing = 2, run_at = $5
-          WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 AND attempts = $4 RETURNING conflicts",
-        [OID, UUID, TIME, INT4, TIME]
-    )
-    .execute(&[job_table, id, enqueued_at, attempts, timestamp(run_at)], 0)
-    .get(0, 1)
+    statement!(protocol::PUT_BACK_FREE, [OID, UUID, TIME, INT4, TIME])
+        .execute(&[job_table, id, enqueued_at, attempts, timestamp(run_at)], 0)
+        .get(0, 1)
 }
 
 /// How many conflicts of the job went uncharged so far.

@@ -109,12 +109,9 @@ pub fn unhandled(after: &(u32, String), limit: i64) -> Vec<(u32, String, bool)> 
 
 /// Is this submission still unfinished?
 pub fn is_queued(job: JobRef, enqueued_at: Timestamp) -> bool {
-    statement!(
-        "SELECT 1 FROM background_jobs.queued_job WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3",
-        [OID, UUID, TIME]
-    )
-    .read(&[table(job.table), uuid(&job.id), timestamp(enqueued_at)], 1)
-    .processed
+    statement!(protocol::IS_QUEUED, [OID, UUID, TIME])
+        .read(&[table(job.table), uuid(&job.id), timestamp(enqueued_at)], 1)
+        .processed
         > 0
 }
 

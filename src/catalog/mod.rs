@@ -19,6 +19,7 @@ use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::memory::{Context, Current, HeldDatum};
 use crate::pg::spi::{Statement, oid, text, timestamp, uuid};
+use crate::protocol::{self, Identity};
 use crate::shmem::Assignment;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::time::Duration;
@@ -37,7 +38,7 @@ const JSONB: Oid = pg_sys::JSONBOID;
 
 /// The statement, prepared once per process.
 macro_rules! statement {
-    ($sql:literal, [$($type:expr),*]) => {{
+    ($sql:expr, [$($type:expr),*]) => {{
         thread_local! {
             static STATEMENT: &'static Statement = Box::leak(Box::new(Statement::new($sql, &[$($type),*])));
         }

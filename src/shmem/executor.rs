@@ -9,6 +9,7 @@ use crate::pg::clock::Timestamp;
 use crate::pg::latch::Process;
 use crate::pg::lwlock;
 use crate::pg::shmem::{Cell, shared};
+pub use crate::protocol::{Action, ClaimState, Interrupt};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// Claims that an executor can hold at once: one batch that it runs, and one that waits behind it.
@@ -61,39 +62,10 @@ pub struct Assignment {
     pub action: Action,
 }
 
-/// What an executor is to do about a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Action {
-    Run = 0,
-    /// The attempts are used up: write the final failure into the row.
-    Fail = 1,
-    /// The attempt ended with its executor or with the server, which left its progress in the row: take that back.
-    Restart = 2,
-}
-
 impl Assignment {
     pub fn job(&self) -> JobRef {
         JobRef { table: self.table, id: self.id }
     }
-
-    /// How many attempts the queue counts while this one is made.
-    pub fn attempts_before(&self) -> i32 {
-        if self.action == Action::Run { self.attempt - 1 } else { self.attempt }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum ClaimState {
-    Empty = 0,
-    /// Handed out. The dispatcher may take it back (-> Revoked), the executor begin it (-> Running).
-    Pending = 1,
-    /// Belongs to the executor until it says Done.
-    Running = 2,
-    /// What became of it is committed, or was rolled back for good.
-    Done = 3,
-    Revoked = 4,
 }
 
 #[repr(C)]
@@ -147,13 +119,6 @@ pub enum SlotState {
     Gone = 4,
     /// The process could not open its session, which its dispatcher has to know.
     Failed = 5,
-}
-
-/// Why a running job is interrupted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interrupt {
-    Cancelled = 1,
-    Timeout = 2,
 }
 
 #[repr(C)]

@@ -10,7 +10,8 @@ use crate::gucs;
 use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing};
 use crate::pg::clock;
-use crate::shmem::{self, Action, Assignment, ExecutorSlot, Name, SlotState};
+use crate::protocol;
+use crate::shmem::{self, Assignment, ExecutorSlot, Name, SlotState};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -109,7 +110,7 @@ impl Dispatcher {
             .lanes
             .values()
             .filter(|lane| lane.first().is_some() && self.may_run(&lane.key) && !lane.is_blocked())
-            .filter(|lane| lane.key.timing != Timing::Quarantine || shmem::header().no_suspect_runs())
+            .filter(|lane| protocol::may_start(lane.key.timing, shmem::header().no_suspect_runs()))
             .filter_map(|lane| self.tables.get(&lane.key.table))
             .filter(|table| table.runnable)
             .map(|table| table.owner)
@@ -144,7 +145,7 @@ impl Dispatcher {
             .filter(|lane| lane.first().is_some() && !lane.is_blocked())
             .filter(|lane| self.tables.get(&lane.key.table).is_some_and(|table| table.owner == owner && table.runnable))
             .filter(|lane| self.may_run(&lane.key))
-            .filter(|lane| lane.key.timing != Timing::Quarantine || shmem::header().no_suspect_runs())
+            .filter(|lane| protocol::may_start(lane.key.timing, shmem::header().no_suspect_runs()))
             .min_by_key(|lane| (lane.key.priority, lane.turn))
             .map(|lane| lane.key.clone());
         let Some(key) = candidate else { return false };
@@ -217,18 +218,18 @@ impl Dispatcher {
             Some(definition) => handler::policy(definition, waiting.max_attempts).max_attempts,
             None => gucs::retry_policy().max_attempts,
         };
-        let exhausted = waiting.attempts >= limit;
+        let (attempt, action) = protocol::next_attempt(waiting.attempts, limit);
         Assignment {
             table: key.table,
             id: waiting.id,
             handler: Name::new(&key.handler),
             priority: key.priority,
-            attempt: if exhausted { waiting.attempts } else { waiting.attempts + 1 },
+            attempt,
             max_attempts: waiting.max_attempts.unwrap_or(0),
             enqueued_at: waiting.enqueued_at,
             due_at: waiting.run_at,
             suspect: key.timing == Timing::Quarantine,
-            action: if exhausted { Action::Fail } else { Action::Run },
+            action,
         }
     }
 }

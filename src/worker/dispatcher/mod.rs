@@ -14,6 +14,7 @@ use crate::gucs;
 use crate::job::{JobRef, LaneKey};
 use crate::pg::error::PgError;
 use crate::pg::{bgworker, clock, database, guc, lwlock, relation, signal, spi, xact};
+use crate::protocol::{self, Reading};
 use crate::shmem::{self, Assignment, DatabaseSlot, Exit, Note};
 use crate::worker::{DISPATCHER, Next, run};
 use lane::Lane;
@@ -269,11 +270,12 @@ impl Dispatcher {
         let (claims, skipped) = (&self.claims, &mut self.skipped);
         for lane in self.lanes.values_mut() {
             lane.fill(monotone_now, |key, job, waiting| {
-                let Some(claimed) = claims.get(job) else { return false };
-                if claimed.enqueued_at != waiting.enqueued_at {
+                let claimed = claims.get(job).map(|claimed| claimed.enqueued_at);
+                let reading = protocol::on_reading(claimed, waiting.enqueued_at);
+                if reading == Reading::Remember {
                     skipped.insert(*job, (key.clone(), waiting.run_at));
                 }
-                true
+                reading != Reading::Keep
             });
         }
         // Empty ones are kept for the place that they remember, unless there are very many.

@@ -6,7 +6,8 @@ use crate::job::{JobRef, LaneKey, Timing};
 use crate::pg::bgworker::{self, Handle, Registration, Status};
 use crate::pg::error::PgError;
 use crate::pg::{clock, lwlock};
-use crate::shmem::{self, ClaimState, ExecutorSlot, SlotState, WriterSlot};
+use crate::protocol;
+use crate::shmem::{self, ExecutorSlot, SlotState, WriterSlot};
 use crate::worker::executor::argument;
 use crate::worker::{EXECUTOR, PROGRESS_WRITER};
 use pgrx::PgSqlErrorCode;
@@ -46,7 +47,7 @@ impl Roster {
             }
             for number in slot.drained.load(Ordering::Acquire)..slot.handed() {
                 let claim = slot.claim(number);
-                if claim.state() == ClaimState::Revoked {
+                if !protocol::is_adopted(claim.state()) {
                     continue;
                 }
                 let assignment = claim.assignment();

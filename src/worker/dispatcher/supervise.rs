@@ -14,6 +14,7 @@ use crate::pg::error::PgError;
 use crate::pg::{guc, lwlock, signal, spi, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
+use crate::protocol::{self, Rescue};
 use crate::shmem::{self, Action, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot};
 use crate::worker::executor::timeout_error;
 use pgrx::PgSqlErrorCode;
@@ -108,18 +109,15 @@ impl Dispatcher {
         for number in slot.drained.load(Ordering::Acquire)..slot.handed() {
             let claim = slot.claim(number);
             let assignment = claim.assignment();
-            match claim.state() {
-                ClaimState::Revoked | ClaimState::Empty => continue,
-                ClaimState::Done => {
-                    self.ended(&assignment, index, number, claim.run_us.load(Ordering::Acquire));
-                    continue;
-                }
-                ClaimState::Running if began == Some(number) && !evicted => {
+            match protocol::on_rescue(claim.state(), began == Some(number), evicted) {
+                Rescue::Nothing => {}
+                Rescue::Ended => self.ended(&assignment, index, number, claim.run_us.load(Ordering::Acquire)),
+                Rescue::Charge => {
                     self.charge(&assignment, slot, number);
+                    self.give_back(&assignment);
                 }
-                ClaimState::Running | ClaimState::Pending => {}
+                Rescue::GiveBack => self.give_back(&assignment),
             }
-            self.give_back(&assignment);
         }
         self.interrupts.0.retain(|(executor, _), _| *executor != index);
         shmem::header().release_suspect(index);

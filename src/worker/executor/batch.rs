@@ -13,6 +13,7 @@ use crate::pg::spi::{self, Rows};
 use crate::pg::timer;
 use crate::pg::xact;
 use crate::planted::{self, Bug};
+use crate::protocol::{self, Sight};
 use crate::shmem::{Assignment, ClaimState, ExecutorSlot, REFUSED};
 use std::ops::Range;
 use std::rc::Rc;
@@ -143,13 +144,14 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
             for ((number, assignment), handler) in jobs.iter().zip(handlers) {
                 let row =
                     if jobs.len() == 1 { (rows.processed > 0).then_some(0) } else { rows.find(3, &assignment.id) };
-                let one = match (handler, row.and_then(|row| Some((row, rows.get::<bool>(row, 1)?)))) {
+                let sight = protocol::on_load(row.and_then(|row| rows.get(row, 1)));
+                let one = match (handler, sight) {
                     (None, _) => Loaded::Refused(*number),
-                    (_, None) => Loaded::Missing(*number, *assignment),
-                    (_, Some((_, true))) => Loaded::Obsolete(*number, *assignment),
-                    (Some(handler), Some((row, false))) => {
+                    (_, Sight::Missing) => Loaded::Missing(*number, *assignment),
+                    (_, Sight::Finished) => Loaded::Obsolete(*number, *assignment),
+                    (Some(handler), Sight::Open) => {
                         // A NULL, in a table that allows it, is a JSON null to the handler.
-                        let payload = rows.hold(row, 2, &executor.memory);
+                        let payload = row.and_then(|row| rows.hold(row, 2, &executor.memory));
                         let payload = payload.unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
                         *bytes += payload.size();
                         Loaded::Ready(Job::new(*number, *assignment, handler, payload))

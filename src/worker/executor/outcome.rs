@@ -5,7 +5,7 @@ use super::batch::Job;
 use super::run::PATIENCE;
 use crate::catalog;
 use crate::gucs;
-use crate::job::{FREE_CONFLICTS, Setback, Timing};
+use crate::job::{Setback, Timing};
 use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
@@ -17,6 +17,7 @@ use crate::pg::role::bookkeeping;
 use crate::pg::{guc, spi, timer, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
+use crate::protocol::{self, Ending};
 use crate::retry;
 use crate::shmem::{Action, Assignment, Interrupt};
 use crate::submit;
@@ -54,24 +55,25 @@ pub fn complete(
     withdrawn: &mut bool,
 ) {
     let updated = finish_row(executor, job, result.map(|held| held.0), started_at, true);
-    if !updated && !is_open(executor, job) {
-        *withdrawn = true;
-    } else if !updated {
-        // Its plan may be that of a rule which has gone since.
-        executor.tables.forget(job.assignment.table);
-        PgError::new(
-            PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
-            "the completion of the job did not reach its row",
-        )
-        .hint("A trigger, rule or policy of the job table turns the UPDATE away.")
-        .raise();
-    }
-    if *withdrawn || !fence(&job.assignment) {
-        *withdrawn = !planted::is(Bug::EffectsApart);
-        if !*withdrawn {
-            return;
+    match protocol::complete(updated, || is_open(executor, job), || fence(&job.assignment)) {
+        Ending::Written => {}
+        Ending::Unreached => {
+            // Its plan may be that of a rule which has gone since.
+            executor.tables.forget(job.assignment.table);
+            PgError::new(
+                PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+                "the completion of the job did not reach its row",
+            )
+            .hint("A trigger, rule or policy of the job table turns the UPDATE away.")
+            .raise();
         }
-        PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise();
+        Ending::Withdrawn | Ending::Fenced => {
+            *withdrawn = !planted::is(Bug::EffectsApart);
+            if !*withdrawn {
+                return;
+            }
+            PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise();
+        }
     }
 }
 
@@ -79,7 +81,7 @@ pub fn complete(
 /// back with the rest: then the attempt has failed, or it would be made for ever.
 pub fn withdrawn(executor: &mut Executor, job: &Job, started_at: Timestamp) -> Ended {
     let queued = bookkeeping(|| spi::connect(|| catalog::find(job.assignment.job())));
-    if queued.is_none_or(|queued| queued.enqueued_at != job.assignment.enqueued_at) {
+    if !protocol::is_queued(queued.map(|queued| queued.enqueued_at), job.assignment.enqueued_at) {
         return Ended::Withdrawn;
     }
     let error = PgError::new(
@@ -181,16 +183,17 @@ fn is_open(executor: &mut Executor, job: &Job) -> bool {
 
 /// What kind of setback an error is, in the words that go into the log of attempts.
 pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>) -> (Setback, PgError) {
-    if interrupt == Some(Interrupt::Timeout) {
-        let timeout = job.handler.definition.timeout.or_else(crate::gucs::handler_timeout).unwrap_or_default();
-        let mut timed_out = timeout_error(timeout);
-        timed_out.context = error.context;
-        return (Setback::Timeout, timed_out);
-    }
     let conflict = error.is(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE)
         || error.is(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED)
         || error.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE);
-    (if conflict { Setback::Conflict } else { Setback::Error }, error)
+    let setback = protocol::setback(interrupt, conflict);
+    if setback == Setback::Timeout {
+        let timeout = job.handler.definition.timeout.or_else(crate::gucs::handler_timeout).unwrap_or_default();
+        let mut timed_out = timeout_error(timeout);
+        timed_out.context = error.context;
+        return (setback, timed_out);
+    }
+    (setback, error)
 }
 
 pub fn timeout_error(timeout: Duration) -> PgError {
@@ -234,7 +237,7 @@ fn conflict(job: &Job, error: &PgError, started_at: Timestamp) -> Option<Ended> 
     bookkeeping(|| {
         spi::connect(|| {
             let before = catalog::conflicts(job.assignment.job());
-            if before >= FREE_CONFLICTS {
+            if !protocol::is_free(before) {
                 return None;
             }
             let run_at = after(retry::conflict_delay(before + 1, random_unit()));
@@ -291,19 +294,17 @@ pub fn restart_progress(executor: &mut Executor, job: &Job) {
 
 fn fail(executor: &mut Executor, job: &Job, result: Option<HeldDatum>, started_at: Timestamp) -> Ended {
     let updated = finish_row(executor, job, result.map(|held| held.0), started_at, false);
-    if !updated && is_open(executor, job) {
-        PgError::new(
+    match protocol::fail(updated, || is_open(executor, job), || fence(&job.assignment)) {
+        Ending::Written => Ended::Failed,
+        Ending::Withdrawn => Ended::Withdrawn,
+        Ending::Unreached => PgError::new(
             PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
             "the failure of the job did not reach its row",
         )
         .hint("A trigger, rule or policy of the job table turns the UPDATE away.")
-        .raise();
+        .raise(),
+        Ending::Fenced => PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise(),
     }
-    let fenced = fence(&job.assignment);
-    if updated && !fenced {
-        PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise();
-    }
-    if updated { Ended::Failed } else { Ended::Withdrawn }
 }
 
 /// The attempts were used up where no executor could write the row: writes the last error now.

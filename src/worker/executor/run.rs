@@ -14,7 +14,8 @@ use crate::pg::error::{PgError, forget_cancel};
 use crate::pg::{bgworker, clock, guc, session, signal, timer, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
-use crate::shmem::{Action, Assignment, ClaimState, Interrupt, Note, REFUSED, WaiterSlot};
+use crate::protocol;
+use crate::shmem::{Action, Assignment, ClaimState, Note, REFUSED, WaiterSlot};
 use crate::submit;
 use crate::worker::progress_writer;
 use pgrx::PgSqlErrorCode;
@@ -218,9 +219,7 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run
     }
     run.ended = match result {
         Ok(()) => Ended::Completed,
-        Err(_) if withdrawn || interrupt == Some(Interrupt::Cancelled) => {
-            outcome::withdrawn(executor, job, run.started_at)
-        }
+        Err(_) if protocol::looks_withdrawn(withdrawn, interrupt) => outcome::withdrawn(executor, job, run.started_at),
         Err(error) if company.is_some() && interrupt.is_none() && error.is(PgSqlErrorCode::ERRCODE_QUERY_CANCELED) => {
             Ended::Overran
         }
@@ -323,8 +322,7 @@ fn give_up(executor: &mut Executor, job: &Job, error: PgError) {
     let started_at = executor.slot.started_at.load(Ordering::Acquire);
     let mut run = Run::of(job, Ended::Refused);
     let (setback, error) = outcome::classify(job, error, interrupt);
-    let cancelled = interrupt == Some(Interrupt::Cancelled);
-    match xact::transaction(|| match cancelled {
+    match xact::transaction(|| match protocol::looks_withdrawn(false, interrupt) {
         true => outcome::withdrawn(executor, job, started_at),
         false => outcome::record(executor, job, setback, &error, started_at),
     }) {

@@ -5,5 +5,7 @@
 
 #[path = "../../../src/job.rs"]
 mod job;
+#[path = "../../../src/protocol.rs"]
+mod protocol;
 #[path = "../../../src/retry.rs"]
 mod retry;
