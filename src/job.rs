@@ -116,7 +116,7 @@ impl fmt::Display for State {
 }
 
 /// How an attempt ended that did not complete its job; `attempts.outcome`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Setback {
     /// The handler, or the completion of its job, raised an error.
     Error,

@@ -295,6 +295,8 @@ pub fn run_now(args: &Args) -> Datum {
         let lane = bookkeeping(|| spi::connect(|| catalog::make_due(job, now)));
         let found = lane.is_some();
         if let Some(lane) = lane {
+            // It has left the lane where it waited, and must not be handed out from there any more.
+            submit::note_withdrawn();
             submit::note_job(lane, now);
         }
         Ok(found)

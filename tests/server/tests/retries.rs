@@ -260,3 +260,46 @@ fn a_handler_may_be_replaced_and_its_function_dropped_while_jobs_wait() {
     let id = app.submit("changing", json!({}));
     assert_eq!(app.wait_final(id).result, Some(json!(3)), "a session that has run it before sees the new body");
 }
+
+/// Waits until the dispatcher has looked at its lanes: a look that finds an unknown name ends with a warning.
+fn wait_for_a_look(app: &mut App, name: &str) {
+    app.submit(name, json!({}));
+    let cluster = app.cluster;
+    cluster.wait_until("the dispatcher to look", || {
+        server_tests::wait::yes(cluster.log().contains(&format!("no handler named \"{name}\"")))
+    });
+}
+
+#[test]
+fn a_job_that_run_now_has_moved_is_not_handed_out_from_where_it_waited_before() {
+    let cluster = Cluster::builder()
+        .conf("background_jobs.max_executors", "1")
+        .conf("background_jobs.poll_interval", "60s")
+        .start();
+    let mut app = App::with_table(&cluster, "moved");
+    app.sql("CREATE SEQUENCE starts");
+    app.handler_with(
+        "fails",
+        "PERFORM nextval('public.starts'); PERFORM reach(1); PERFORM await_gate('first'); RAISE 'no';",
+        "retry_delay => '50 ms', max_attempts => 3",
+    );
+    app.handler("blocks", "PERFORM reach(2); PERFORM await_gate('second'); RETURN '1';");
+    let id = app.submit("fails", json!({}));
+    app.wait_reached(1);
+    app.submit("blocks", json!({}));
+    app.open_gate("first");
+    // The only executor is busy while the failed job becomes due, and the dispatcher sees it twice: where it waits for its
+    // retry, and where run_now() puts it.
+    app.wait_reached(2);
+    let due = format!("SELECT run_at < now() AND attempts = 1 FROM background_jobs.queue WHERE job_id = '{id}'");
+    app.wait_true(&due);
+    wait_for_a_look(&mut app, "nobody");
+    assert!(app.one::<bool>("SELECT background_jobs.run_now($1)", &[&id]));
+    wait_for_a_look(&mut app, "nobody_else");
+    app.open_gate("second");
+    let job = app.wait_final(id);
+    assert_eq!(job.error("message"), Some(&json!("no")));
+    let kept: Vec<_> = attempts(&mut app, id).into_iter().map(|(n, _, error)| (n, error["message"].clone())).collect();
+    assert_eq!(kept, [(1, json!("no")), (2, json!("no")), (3, json!("no"))]);
+    assert_eq!(app.one::<i64>("SELECT last_value FROM starts", &[]), 3, "the third attempt was the last");
+}
