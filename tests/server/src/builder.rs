@@ -9,6 +9,7 @@ use std::io::Write as _;
 pub struct Builder {
     settings: Vec<(String, String)>,
     allowed: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Builder {
@@ -32,10 +33,17 @@ impl Builder {
         self
     }
 
+    /// A variable in the environment of the server, which has nothing of ours but the search path.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Builder {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Creates the cluster and starts it; panics with the log when it does not come up.
     #[must_use]
     pub fn start(self) -> Cluster {
-        let cluster = Cluster::new(self.allowed);
+        let cluster = Cluster::new(self.allowed, self.environment);
         Installation::get().data_directory(&cluster.data());
         configure(&cluster, &self.settings);
         cluster.start();
@@ -59,7 +67,7 @@ impl Builder {
     }
 
     fn backup_of(self, original: &Cluster, options: &[&str]) -> Cluster {
-        let cluster = Cluster::new(self.allowed);
+        let cluster = Cluster::new(self.allowed, self.environment);
         let program = Installation::get().program("pg_basebackup");
         let mut command = os::server_command(program, cluster.socket_directory());
         command.args(["--username=postgres", "--checkpoint=fast", "--no-sync"]).args(options);
@@ -73,7 +81,7 @@ impl Builder {
     #[must_use]
     pub fn start_upgrade_of(self, old: &Cluster) -> Cluster {
         old.stop(Stop::Fast);
-        let cluster = Cluster::new(self.allowed);
+        let cluster = Cluster::new(self.allowed, self.environment);
         let installation = Installation::get();
         installation.data_directory(&cluster.data());
         configure(&cluster, &self.settings);
@@ -100,7 +108,7 @@ fn configure(cluster: &Cluster, settings: &[(String, String)]) {
 impl Cluster {
     #[must_use]
     pub fn builder() -> Builder {
-        Builder { settings: Vec::new(), allowed: Vec::new() }
+        Builder { settings: Vec::new(), allowed: Vec::new(), environment: Vec::new() }
             .conf("shared_preload_libraries", "background_jobs")
             .conf("listen_addresses", "")
             .conf("max_worker_processes", "24")

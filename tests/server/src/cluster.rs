@@ -24,17 +24,18 @@ pub enum Stop {
 pub struct Cluster {
     directory: PathBuf,
     allowed: Vec<String>,
+    environment: Vec<(String, String)>,
     postmaster: Mutex<Option<Child>>,
 }
 
 impl Cluster {
     /// A place for a server, without one in it.
-    pub(crate) fn new(allowed: Vec<String>) -> Cluster {
+    pub(crate) fn new(allowed: Vec<String>, environment: Vec<(String, String)>) -> Cluster {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = keeper::root().join(format!("c{number}"));
         keeper::subdirectory(&directory);
-        Cluster { directory, allowed, postmaster: Mutex::new(None) }
+        Cluster { directory, allowed, environment, postmaster: Mutex::new(None) }
     }
 
     /// Starts a stopped server and waits until it takes connections.
@@ -46,6 +47,7 @@ impl Cluster {
         let error_log = log.try_clone().unwrap_or_else(|e| panic!("the log: {e}"));
         let program = Installation::get().program("postgres");
         let mut command = os::server_command(program, &self.directory);
+        command.envs(self.environment.iter().cloned());
         command.arg("-D").arg(self.data()).stdin(Stdio::null()).stdout(log).stderr(error_log);
         // A group of its own: Ctrl-C in a terminal is for the test, which then stops the server.
         command.process_group(0);
@@ -104,6 +106,21 @@ impl Cluster {
         assert!(process::works_in(pid, &self.data()), "process {pid} is not one of this server");
         nix::sys::signal::kill(Pid::from_raw(pid.cast_signed()), signal)
             .unwrap_or_else(|e| panic!("kill -{signal} {pid}: {e}"));
+    }
+
+    /// What a process of this server calls itself; none for one that is somebody else's. It is asked of the kernel: a server that
+    /// is going down answers no query.
+    #[must_use]
+    pub fn title(&self, pid: u32) -> Option<String> {
+        process::title(pid, &self.data())
+    }
+
+    /// The processes of this server below the postmaster, with their titles.
+    #[must_use]
+    pub fn processes(&self) -> Vec<(u32, String)> {
+        let mut all: Vec<_> = process::all().filter_map(|pid| Some((pid, self.title(pid)?))).collect();
+        all.sort_unstable();
+        all
     }
 
     #[must_use]

@@ -9,10 +9,12 @@
 //! * [`cluster`] one server: build, start, stop, crash; its sessions and settings.
 //! * [`group`] one server shared by the tests of a file, checked when the process ends.
 //! * [`wait`] nothing here sleeps for a fixed time: a state is awaited with a deadline, and what was seen last is reported.
+//! * [`wall_clock`] a clock for a server that a test can set.
 //! * [`log`] what no server log may hold (invariant I17).
 //! * [`app`] an application as a user would write it: a role, its job table, its handlers, its jobs; and [`handlers`], how
 //!   tests and handlers meet.
 //! * [`pair`] two servers that exchange jobs by logical replication.
+//! * [`rest`] what an idle server looks like (invariant I13).
 //! * [`regress`] PGXS's `pg_regress` against such a server.
 
 pub mod app;
@@ -28,8 +30,10 @@ mod os;
 pub mod pair;
 mod process;
 pub mod regress;
+pub mod rest;
 mod session;
 pub mod wait;
+pub mod wall_clock;
 
 pub use app::App;
 pub use builder::Builder;
@@ -43,6 +47,7 @@ pub use postgres;
 pub use serde_json::{Value, json};
 pub use uuid::Uuid;
 pub use wait::{wait_until, wait_within};
+pub use wall_clock::WallClock;
 
 /// A value as an SQL literal, for the statements that take no parameters.
 #[must_use]

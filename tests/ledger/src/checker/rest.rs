@@ -3,44 +3,12 @@
 use crate::run::Run;
 use crate::workload::look;
 use server_tests::postgres::Error;
-use server_tests::wait::attempt;
-use std::time::Duration;
-
-/// Nothing may be left half done in a quiet server; it is given a moment to become quiet.
-const QUIET: &[(&str, &str)] = &[
-    ("a job is running", "SELECT count(*) FROM background_jobs.workers WHERE job_id IS NOT NULL"),
-    (
-        "a worker is in a transaction or holds a snapshot",
-        "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'background_jobs%'
-            AND (xact_start IS NOT NULL OR backend_xmin IS NOT NULL)",
-    ),
-    (
-        "a worker holds a lock",
-        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE backend_type LIKE 'background_jobs%'",
-    ),
-    (
-        "there is not exactly one dispatcher in each database",
-        "SELECT abs(3 - count(*)) + abs(3 - count(DISTINCT datid)) FROM pg_stat_activity
-          WHERE backend_type = 'background_jobs dispatcher'",
-    ),
-    (
-        "there is not exactly one launcher",
-        "SELECT abs(1 - count(*)) FROM pg_stat_activity WHERE backend_type = 'background_jobs launcher'",
-    ),
-    ("a prepared transaction is left", "SELECT count(*) FROM pg_prepared_xacts"),
-];
+use server_tests::rest::unrest;
 
 pub fn at_rest(run: &Run) -> Result<(), Error> {
     let mut admin = run.cluster.admin(&run.tables[0].database);
-    for (what, query) in QUIET {
-        let quiet = attempt(Duration::from_secs(10), what, || match admin.query_one(*query, &[]) {
-            Ok(row) if row.get::<_, i64>(0) == 0 => Ok(()),
-            Ok(row) => Err(row.get::<_, i64>(0).to_string()),
-            Err(error) => Err(format!("{error:?}")),
-        });
-        if quiet.is_err() {
-            run.violated("I13", None, None, format!("ten seconds after everything is final: {what}"));
-        }
+    for what in unrest(&mut admin, 3) {
+        run.violated("I13", None, None, format!("once everything is final: {what}"));
     }
     for (number, table) in run.tables.iter().enumerate() {
         let mut admin = run.cluster.admin(&table.database);

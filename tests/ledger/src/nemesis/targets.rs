@@ -3,7 +3,6 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use server_tests::Cluster;
-use std::fs;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -47,26 +46,10 @@ impl Target {
 
 /// The processes that are such a target.
 pub fn find(cluster: &Cluster, target: Target) -> Vec<u32> {
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
-    let mut found: Vec<u32> =
-        pids.filter(|pid| title(cluster, *pid).is_some_and(|title| target.fits(&title))).collect();
-    found.sort_unstable();
-    found
-}
-
-/// What a process of this server calls itself: none for a process that is somebody else's.
-fn title(cluster: &Cluster, pid: u32) -> Option<String> {
-    let directory = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
-    if directory != cluster.data() {
-        return None;
-    }
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let line = String::from_utf8_lossy(&line).replace('\0', " ");
-    Some(line.strip_prefix("postgres: ")?.trim().to_owned())
+    cluster.processes().into_iter().filter(|(_, title)| target.fits(title)).map(|(pid, _)| pid).collect()
 }
 
 /// False: there is no such process of this server any more.
 pub fn send(cluster: &Cluster, pid: u32, signal: Signal) -> bool {
-    title(cluster, pid).is_some() && kill(Pid::from_raw(pid.cast_signed()), signal).is_ok()
+    cluster.title(pid).is_some() && kill(Pid::from_raw(pid.cast_signed()), signal).is_ok()
 }

@@ -1,0 +1,3 @@
+pub fn run(_seconds: u64, _seed: u64) -> Vec<String> {
+    Vec::new()
+}
