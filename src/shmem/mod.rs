@@ -16,9 +16,10 @@ pub use writer::WriterSlot;
 
 use crate::gucs;
 use crate::pg::bgworker;
+use crate::pg::clock::{self, Timestamp};
 use crate::pg::latch::Process;
 use crate::pg::shmem::{array, shared};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 
 /// What concerns the whole server.
 #[repr(C)]
@@ -34,6 +35,8 @@ pub struct Header {
     suspect: AtomicU32,
     /// How many waiters there are; read before the waiters are looked through. Written under the lock.
     pub waiters: AtomicU32,
+    /// How far the wall clock was ahead of the monotonic one at most, in microseconds. Raised by anybody.
+    ahead: AtomicI64,
 }
 
 // Atomics only; all zeroes is nobody and nothing.
@@ -133,6 +136,13 @@ pub fn slots_on_their_way() -> u32 {
     let coming =
         |slot: &&ExecutorSlot| matches!(slot.state(), SlotState::Free | SlotState::Leaving | SlotState::Starting);
     executors().iter().filter(coming).count() as u32
+}
+
+/// A wall clock that is never set back, the same in all processes: what lengths of time are added to and compared with.
+pub fn monotone_now() -> Timestamp {
+    let since_boot = (clock::monotonic_ns() / 1000) as i64;
+    let ahead = clock::now() - since_boot;
+    since_boot + header().ahead.fetch_max(ahead, Ordering::AcqRel).max(ahead)
 }
 
 /// Tells the launcher that the extension was installed in a database.

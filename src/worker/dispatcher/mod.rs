@@ -71,8 +71,6 @@ pub struct Dispatcher {
     /// Jobs that were submitted again while an earlier run of their id is still claimed.
     skipped: HashMap<JobRef, (LaneKey, clock::Timestamp)>,
     roster: Roster,
-    /// A wall clock that was never set back: where it started, and the monotonic clock then.
-    clock_base: (clock::Timestamp, Instant),
     next_poll: Instant,
     next_housekeeping: Instant,
     /// Names that arrived and that no handler is registered for.
@@ -145,7 +143,6 @@ impl Dispatcher {
             claims: HashMap::new(),
             skipped: HashMap::new(),
             roster: Roster::default(),
-            clock_base: (clock::now(), now),
             next_poll: now,
             next_housekeeping: now,
             unhandled: Vec::new(),
@@ -197,14 +194,8 @@ impl Dispatcher {
         if self.must_look() { Next::Again } else { Next::Sleep(Some(self.sleep())) }
     }
 
-    /// A wall clock that does not run backwards while this process lives.
-    fn monotone_now(&self) -> clock::Timestamp {
-        let (wall, since) = self.clock_base;
-        clock::now().max(wall + since.elapsed().as_micros() as i64)
-    }
-
     fn must_look(&self) -> bool {
-        let monotone_now = self.monotone_now();
+        let monotone_now = shmem::monotone_now();
         Instant::now() >= self.next_poll
             || self.handlers_version != Some(self.slot.handlers_version.load(Ordering::Acquire))
             || self.slot.withdrawn.load(Ordering::Acquire)
@@ -266,7 +257,7 @@ impl Dispatcher {
             self.next_housekeeping = Instant::now() + HOUSEKEEPING;
             self.prune_next = true;
         }
-        let monotone_now = self.monotone_now();
+        let monotone_now = shmem::monotone_now();
         let (claims, skipped) = (&self.claims, &mut self.skipped);
         for lane in self.lanes.values_mut() {
             lane.fill(monotone_now, |key, job, waiting| {

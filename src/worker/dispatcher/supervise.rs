@@ -9,13 +9,14 @@ use crate::handler;
 use crate::job::{LaneKey, Setback, Timing};
 use crate::journal;
 use crate::pg::call::random_unit;
-use crate::pg::clock;
 use crate::pg::error::PgError;
 use crate::pg::{guc, lwlock, signal, spi, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
 use crate::protocol::{self, Rescue};
-use crate::shmem::{self, Action, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot};
+use crate::shmem::{
+    self, Action, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot, monotone_now,
+};
 use crate::worker::executor::timeout_error;
 use pgrx::PgSqlErrorCode;
 use std::collections::HashMap;
@@ -146,7 +147,7 @@ impl Dispatcher {
         let delay = definition
             .and_then(|d| handler::policy(d, own_limit).delay_after(assignment.attempt, random_unit()))
             .unwrap_or_default();
-        let run_at = clock::now() + delay.as_micros() as i64;
+        let run_at = monotone_now() + delay.as_micros() as i64;
         let started_at = slot.started_at.load(Ordering::Acquire);
         let charged = xact::transaction(|| {
             spi::connect(|| {
@@ -177,7 +178,7 @@ impl Dispatcher {
         }
         let error = PgError::new(PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN, "the server crashed while the job ran")
             .hint("The server log says what happened.");
-        let quarantine = clock::now() + gucs::crash_quarantine().as_micros() as i64;
+        let quarantine = monotone_now() + gucs::crash_quarantine().as_micros() as i64;
         let charged = xact::transaction(|| {
             // Whatever the setting: what is charged has to stay charged if the server crashes again.
             guc::set_local(c"synchronous_commit", "on");
@@ -297,7 +298,7 @@ impl Dispatcher {
 
     /// How long nothing will have to be done unless somebody wakes us.
     pub fn sleep(&self) -> Duration {
-        let monotone_now = self.monotone_now();
+        let monotone_now = monotone_now();
         let mut sleep = self.next_poll.saturating_duration_since(Instant::now());
         let mut soon = |wait: Duration| sleep = sleep.min(wait.max(Duration::from_millis(1)));
         self.lanes.values().filter_map(|lane| lane.due_in(monotone_now)).for_each(&mut soon);

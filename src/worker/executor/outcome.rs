@@ -19,7 +19,7 @@ use crate::planted::{self, Bug};
 use crate::progress;
 use crate::protocol::{self, Ending};
 use crate::retry;
-use crate::shmem::{Action, Assignment, Interrupt};
+use crate::shmem::{Action, Assignment, Interrupt, monotone_now};
 use crate::submit;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Datum;
@@ -229,7 +229,7 @@ pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
 }
 
 fn after(delay: Duration) -> Timestamp {
-    clock::now() + delay.as_micros().min(i64::MAX as u128 / 4) as i64
+    monotone_now() + delay.as_micros().min(i64::MAX as u128 / 4) as i64
 }
 
 /// A deadlock or a serialization failure: soon again, and for a few times free of charge.
