@@ -3,8 +3,12 @@
 # The PostgreSQL to build for and to copy for tests; found when not named.
 export PG_CONFIG
 export DESTDIR
+# Where the benchmark of other job systems lies, its scratch directory, and its results: see scripts/bench-peers.sh.
+export PEERS
+export PEERS_WORK
+export PEERS_JSON
 
-.PHONY: help demo test soak bites lint install psql bench
+.PHONY: help demo test soak bites lint install psql bench bench-peers bench-report
 
 help:
 	@echo "make demo      install what is missing, build, and show jobs running on a throw-away server"
@@ -12,7 +16,8 @@ help:
 	@echo "make soak      the crash ledger for an hour (other: make soak ARGS='--seconds 600 --seed 1')"
 	@echo "make bites     show that the crash ledger finds bugs that are planted"
 	@echo "make psql      a prompt on the demo's server"
-	@echo "make bench     figures of this machine"
+	@echo "make bench     figures of this machine, in minutes (long runs: make bench ARGS='--only size,old-snapshot')"
+	@echo "make bench-peers    beside other job systems (PEERS=/path/to/their/benchmark); make bench-report writes the table"
 	@echo "make lint      format, clippy, install script"
 	@echo "make install   into the PostgreSQL of PG_CONFIG=/path/to/pg_config, below DESTDIR=... if set"
 
@@ -36,6 +41,12 @@ lint:
 
 bench:
 	@scripts/bench.sh $(ARGS)
+
+bench-peers:
+	@scripts/bench-peers.sh $(ARGS)
+
+bench-report:
+	@scripts/bench-report.sh $(ARGS)
 
 install:
 	@scripts/install.sh

@@ -1,66 +1,257 @@
-//! One job at a time on an idle server.
+//! One job at a time on an idle server, next to a durable commit and a bare NOTIFY.
 
-use crate::{Options, stats};
-use server_tests::{App, Uuid, json};
-use std::collections::HashMap;
-use std::time::SystemTime;
+use crate::book::Section;
+use crate::options::Options;
+use crate::scene::{self, Scene};
+use crate::{machine, stats};
+use server_tests::postgres::{Client, Statement, fallible_iterator::FallibleIterator};
+use server_tests::{Uuid, Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{JoinHandle, sleep};
+use std::time::{Duration, SystemTime};
 
-pub fn run(app: &mut App, options: &Options) {
-    app.sql("CREATE TABLE started (job uuid, at timestamptz)");
-    app.handler(
-        "starts",
-        "INSERT INTO started SELECT id, clock_timestamp() FROM background_jobs.current_job(); RETURN NULL;",
-    );
-    println!(
-        "\none at a time, {} jobs a round, {} rounds: median of the rounds (lowest to highest)",
-        options.sequential, options.rounds
-    );
-    println!("  commit = the client's clock when its INSERT, a transaction of its own, has returned;");
-    println!(
-        "  start = clock_timestamp() in the handler, same machine, so it may come before the client has its answer;"
-    );
-    println!("  completed = the client's clock when background_jobs.wait(id), called after the commit, has returned");
-    // Sessions, plans and caches of the first jobs are not what is measured.
-    round(app, options.sequential.min(50));
-    let mut figures: [Vec<f64>; 4] = Default::default();
+/// Between two measurements, so that the server is idle again.
+const GAP: Duration = Duration::from_millis(10);
+
+/// Two moments that are both called the commit: when the server made it, and when the client has its answer.
+const COMMIT: &str = "  commit: when the server has made it (pg_xact_commit_timestamp); the submission is asynchronous here, as a bare NOTIFY is
+  by nature, because that time is taken before a flush. Its answer: when the client's INSERT, synchronous, has returned; a
+  start or a NOTIFY may come before that. Start: clock_timestamp() in the handler. NOTIFY: pg_notify(), a transaction of its
+  own, to a client that is blocked waiting for it. Completed: background_jobs.wait(id), called after the answer, has
+  returned. Durable commit: one INSERT into a plain table, from sending to its answer";
+
+/// Milliseconds.
+#[derive(Default)]
+struct Samples {
+    start: Vec<f64>,
+    notify: Vec<f64>,
+    start_from_answer: Vec<f64>,
+    notify_from_answer: Vec<f64>,
+    completed: Vec<f64>,
+    commit: Vec<f64>,
+}
+
+pub fn run(options: &Options, section: &mut Section) {
+    let cluster = scene::cluster(scene::COMMIT_TIMES);
+    let mut scene = Scene::new(&cluster, "latency");
+    machine::note(section, &mut scene);
+    println!("{COMMIT}. All in turns, {GAP:?} apart");
+    scene.app.sql("CREATE TABLE plain (n bigint)");
+    let mut bare = Bare::new(&mut scene);
+    round(&mut scene, &mut bare, options.sequential.min(50));
+
+    let mut figures: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for _ in 0..options.rounds {
-        let (mut start, mut completed) = round(app, options.sequential);
-        figures[0].push(stats::percentile(&mut start, 50.0));
-        figures[1].push(stats::percentile(&mut start, 99.0));
-        figures[2].push(stats::percentile(&mut completed, 50.0));
-        figures[3].push(stats::percentile(&mut completed, 99.0));
+        let samples = round(&mut scene, &mut bare, options.sequential);
+        let lists = [
+            ("start", samples.start),
+            ("notify", samples.notify),
+            ("start from answer", samples.start_from_answer),
+            ("notify from answer", samples.notify_from_answer),
+            ("completed", samples.completed),
+            ("commit", samples.commit),
+        ];
+        for (name, mut list) in lists {
+            for percent in [50.0, 99.0] {
+                let figure = stats::percentile(&mut list, percent);
+                figures.entry(format!("{name}, p{percent}")).or_default().push(figure);
+            }
+        }
     }
-    let names = [
-        "commit to handler start, p50",
-        "commit to handler start, p99",
-        "commit to completed, p50",
-        "commit to completed, p99",
+    bare.end();
+    let labels = [
+        ("start", "commit to handler start"),
+        ("notify", "commit to a bare NOTIFY's delivery"),
+        ("start from answer", "commit's answer to handler start"),
+        ("notify from answer", "NOTIFY's answer to its delivery"),
+        ("completed", "commit's answer to completed"),
+        ("commit", "a durable commit"),
     ];
-    for (name, rounds) in names.into_iter().zip(figures) {
-        stats::report(name, "ms", rounds);
+    for (name, label) in labels {
+        for percent in ["p50", "p99"] {
+            let rounds = figures[&format!("{name}, {percent}")].clone();
+            section.figure(&format!("latency.{name}.{percent}"), &format!("{label}, {percent}"), "ms", rounds);
+        }
+    }
+    let mut ratio = |key: &str, label: &str, above: &str, below: &str| {
+        section.figure(key, label, "x", stats::ratios(&figures[above], &figures[below]));
+    };
+    ratio("latency.start.ratio50", "start / NOTIFY, p50", "start, p50", "notify, p50");
+    ratio("latency.start.ratio99", "start / NOTIFY, p99", "start, p99", "notify, p99");
+    ratio("latency.completed.commits", "completed / durable commit, p50", "completed, p50", "commit, p50");
+}
+
+/// Milliseconds from commit to start of so many jobs one after the other.
+pub fn starts(scene: &mut Scene, count: usize) -> Vec<f64> {
+    let mut job = Job::new(scene);
+    let mut start = || {
+        let submitted = job.submit(false);
+        job.wait(&submitted);
+        sleep(GAP);
+        job.start(&submitted)
+    };
+    (0..count).map(|_| start()).collect()
+}
+
+fn round(scene: &mut Scene, bare: &mut Bare, count: usize) -> Samples {
+    let mut job = Job::new(scene);
+    let mut samples = Samples::default();
+    for _ in 0..count {
+        let submitted = job.submit(true);
+        job.wait(&submitted);
+        samples.completed.push(milliseconds(submitted.answered, SystemTime::now()));
+        samples.start_from_answer.push(job.start_from_answer(&submitted));
+        sleep(GAP);
+        let submitted = job.submit(false);
+        job.wait(&submitted);
+        samples.start.push(job.start(&submitted));
+        sleep(GAP);
+        samples.commit.push(bare.durable_commit());
+        sleep(GAP);
+        let (delivered, answered, commit) = bare.notify();
+        samples.notify.push(milliseconds(commit, delivered));
+        samples.notify_from_answer.push(milliseconds(answered, delivered));
+        sleep(GAP);
+    }
+    samples
+}
+
+/// One session that submits jobs and waits for them.
+struct Job {
+    client: Client,
+    insert: Statement,
+    wait: Statement,
+    start: Statement,
+    committed: Statement,
+    payload: Value,
+    durable: bool,
+}
+
+struct Submitted {
+    id: Uuid,
+    transaction: String,
+    answered: SystemTime,
+}
+
+impl Job {
+    fn new(scene: &Scene) -> Job {
+        let mut client = scene.app.session();
+        let mut prepare = |statement: &str| prepare(&mut client, statement);
+        Job {
+            insert: prepare(
+                "INSERT INTO background_jobs (id, payload) VALUES ($1, $2) RETURNING pg_current_xact_id()::text",
+            ),
+            wait: prepare("SELECT background_jobs.wait($1)"),
+            start: prepare("SELECT (result ->> 'at')::float8 FROM background_jobs WHERE id = $1"),
+            committed: prepare(COMMITTED),
+            payload: json!({"handler": "starts"}),
+            durable: true,
+            client,
+        }
+    }
+
+    fn submit(&mut self, durable: bool) -> Submitted {
+        if self.durable != durable {
+            let statement = format!("SET synchronous_commit = {}", if durable { "on" } else { "off" });
+            self.client.batch_execute(&statement).unwrap_or_else(|e| panic!("{statement}: {e:?}"));
+            self.durable = durable;
+        }
+        let id = Uuid::new_v4();
+        let row = self.client.query_one(&self.insert, &[&id, &self.payload]);
+        let answered = SystemTime::now();
+        Submitted { id, transaction: row.unwrap_or_else(|e| panic!("insert: {e:?}")).get(0), answered }
+    }
+
+    fn wait(&mut self, job: &Submitted) {
+        self.client.query_one(&self.wait, &[&job.id]).unwrap_or_else(|e| panic!("wait: {e:?}"));
+    }
+
+    fn started(&mut self, job: &Submitted) -> SystemTime {
+        moment(self.client.query_one(&self.start, &[&job.id]).unwrap_or_else(|e| panic!("start: {e:?}")).get(0))
+    }
+
+    fn start(&mut self, job: &Submitted) -> f64 {
+        let started = self.started(job);
+        milliseconds(commit_time(&mut self.client, &self.committed, &job.transaction), started)
+    }
+
+    fn start_from_answer(&mut self, job: &Submitted) -> f64 {
+        milliseconds(job.answered, self.started(job))
     }
 }
 
-/// Milliseconds from commit to start and from commit to completed, of `count` jobs one after another.
-fn round(app: &mut App, count: usize) -> (Vec<f64>, Vec<f64>) {
-    let insert = app.client.prepare("INSERT INTO background_jobs (id, payload) VALUES ($1, $2)");
-    let insert = insert.unwrap_or_else(|e| panic!("prepare: {e:?}"));
-    let wait = app.client.prepare("SELECT background_jobs.wait($1)").unwrap_or_else(|e| panic!("prepare: {e:?}"));
-    let payload = json!({"handler": "starts"});
-    let mut committed = HashMap::new();
-    let mut completed = Vec::new();
-    for _ in 0..count {
-        let id = Uuid::new_v4();
-        app.client.execute(&insert, &[&id, &payload]).unwrap_or_else(|e| panic!("insert: {e:?}"));
-        let commit = SystemTime::now();
-        app.client.query_one(&wait, &[&id]).unwrap_or_else(|e| panic!("wait: {e:?}"));
-        completed.push(milliseconds(commit, SystemTime::now()));
-        committed.insert(id, commit);
+const COMMITTED: &str = "SELECT extract(epoch FROM pg_xact_commit_timestamp($1::text::xid))::float8";
+
+fn commit_time(client: &mut Client, statement: &Statement, transaction: &str) -> SystemTime {
+    moment(client.query_one(statement, &[&transaction]).unwrap_or_else(|e| panic!("{COMMITTED}: {e:?}")).get(0))
+}
+
+fn moment(epoch: f64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs_f64(epoch)
+}
+
+fn prepare(client: &mut Client, statement: &str) -> Statement {
+    client.prepare(statement).unwrap_or_else(|e| panic!("prepare {statement}: {e:?}"))
+}
+
+/// What PostgreSQL does by itself: a commit, and NOTIFY to another client.
+struct Bare {
+    client: Client,
+    commit: Statement,
+    notify: Statement,
+    committed: Statement,
+    heard: Receiver<SystemTime>,
+    listener: JoinHandle<()>,
+    over: Arc<AtomicBool>,
+}
+
+impl Bare {
+    fn new(scene: &Scene) -> Bare {
+        let mut client = scene.app.session();
+        let commit = prepare(&mut client, "INSERT INTO plain VALUES (1)");
+        let notify = prepare(&mut client, "SELECT pg_notify('bench', '1'), pg_current_xact_id()::text");
+        let committed = prepare(&mut client, COMMITTED);
+        let mut listening = scene.app.session();
+        listening.batch_execute("LISTEN bench").unwrap_or_else(|e| panic!("listen: {e:?}"));
+        let over = Arc::new(AtomicBool::new(false));
+        let (tell, heard) = mpsc::channel();
+        let end = Arc::clone(&over);
+        let listener = std::thread::spawn(move || {
+            while !end.load(Ordering::Relaxed) {
+                let mut notifications = listening.notifications();
+                let mut notifications = notifications.timeout_iter(Duration::from_millis(200));
+                while notifications.next().unwrap_or_else(|e| panic!("listening: {e:?}")).is_some() {
+                    if tell.send(SystemTime::now()).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Bare { client, commit, notify, committed, heard, listener, over }
     }
-    let started = app.rows("SELECT job, at FROM started", &[]);
-    let started =
-        started.iter().filter_map(|row| Some(milliseconds(*committed.get(&row.get(0))?, row.get(1)))).collect();
-    (started, completed)
+
+    fn durable_commit(&mut self) -> f64 {
+        let sent = SystemTime::now();
+        self.client.execute(&self.commit, &[]).unwrap_or_else(|e| panic!("commit: {e:?}"));
+        milliseconds(sent, SystemTime::now())
+    }
+
+    /// When it was delivered, answered, and committed.
+    fn notify(&mut self) -> (SystemTime, SystemTime, SystemTime) {
+        let row = self.client.query_one(&self.notify, &[]).unwrap_or_else(|e| panic!("notify: {e:?}"));
+        let answered = SystemTime::now();
+        let delivered = self.heard.recv_timeout(Duration::from_secs(30)).unwrap_or_else(|e| panic!("no NOTIFY: {e}"));
+        let transaction: String = row.get(1);
+        (delivered, answered, commit_time(&mut self.client, &self.committed, &transaction))
+    }
+
+    fn end(self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.listener.join().unwrap_or_else(|_| panic!("the listener has failed"));
+    }
 }
 
 fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {

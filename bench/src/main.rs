@@ -1,59 +1,82 @@
-//! The figures of this machine: how soon a job starts and ends on an idle server, and how many a second a queue gives up.
+//! The figures of this machine, and the targets that they are held against.
 //!
-//! Nothing here passes or fails. A figure is the median of several rounds, with the lowest and the highest beside it.
+//! Nothing here passes or fails: a figure is the median of several rounds, with the lowest and the highest beside it, and a
+//! ratio is taken within a round, from things measured right after one another. Every run leaves its sections in a JSON file,
+//! where a later run of the same section takes its place; `--report` writes the table and the picture from that file.
+//!
+//! * [`scene`] a server, a job table, handlers; the queue filled and drained. [`meter`] CPU time, WAL and memory.
+//! * [`drain`], [`latency`], [`enqueue`], [`executors`] what `make bench` measures; [`size`], [`snapshot`] the long runs.
+//! * [`book`] sections of figures, kept as JSON; [`targets`] what they are held against; [`stats`] medians.
+//! * [`peers`] the run beside other job systems; [`report`], [`picture`] the results for people.
 
+mod book;
+mod drain;
+mod enqueue;
+mod executors;
 mod latency;
 mod machine;
+mod meter;
+mod options;
+mod peers;
+mod picture;
+mod report;
+mod scene;
+mod size;
+mod snapshot;
 mod stats;
-mod throughput;
+mod targets;
 
-use server_tests::{App, Cluster};
+use book::{Book, Section};
+use options::{Mode, Options, USAGE};
 use std::process::ExitCode;
 
-/// What is measured with, printed with the figures; everything else is PostgreSQL's default and ours.
-const SETTINGS: &[(&str, &str)] = &[
-    ("fsync", "on"),
-    ("synchronous_commit", "on"),
-    ("shared_buffers", "512MB"),
-    ("max_wal_size", "8GB"),
-    ("checkpoint_timeout", "30min"),
+type Measure = fn(&Options, &mut Section);
+
+/// By name, and whether it takes minutes only: those are measured when none is named.
+const SECTIONS: &[(&str, bool, Measure)] = &[
+    ("drain", true, drain::run),
+    ("latency", true, latency::run),
+    ("enqueue", true, enqueue::run),
+    ("executors", true, executors::run),
+    ("size", false, size::run),
+    ("old-snapshot", false, snapshot::run),
 ];
 
-const USAGE: &str = "usage: bench [--rounds N] [--sequential N] [--queued N]   (defaults: 5, 500, 20000)";
-
-struct Options {
-    rounds: usize,
-    sequential: usize,
-    queued: i64,
-}
-
-fn options() -> Option<Options> {
-    let mut options = Options { rounds: 5, sequential: 500, queued: 20_000 };
-    let mut arguments = std::env::args().skip(1);
-    while let Some(name) = arguments.next() {
-        let value: u32 = arguments.next()?.parse().ok().filter(|n| *n > 0)?;
-        match name.as_str() {
-            "--rounds" => options.rounds = value as usize,
-            "--sequential" => options.sequential = value as usize,
-            "--queued" => options.queued = i64::from(value),
-            _ => return None,
-        }
-    }
-    Some(options)
-}
-
 fn main() -> ExitCode {
-    let Some(options) = options() else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
+    let options = match options::parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(problem) => {
+            eprintln!("{problem}\n{USAGE}");
+            return ExitCode::from(2);
+        }
     };
-    let builder = SETTINGS.iter().fold(Cluster::builder(), |builder, (name, value)| builder.conf(name, value));
-    let cluster = builder.start();
-    let mut app = App::with_table(&cluster, "bench");
-    println!("{}", machine::describe(&mut app));
-    let settings: Vec<String> = SETTINGS.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    println!("settings   {}", settings.join(" "));
-    latency::run(&mut app, &options);
-    throughput::run(&mut app, &options);
+    match &options.mode {
+        Mode::Measure => measure(&options),
+        Mode::Report => report::write(&options),
+        Mode::Peers(directory, arguments) => return peers::run(directory, arguments),
+    }
     ExitCode::SUCCESS
+}
+
+fn measure(options: &Options) {
+    let mut book = Book::read(&options.json);
+    let mut measured = Book::default();
+    for (name, usual, run) in SECTIONS {
+        let wanted = if options.only.is_empty() { *usual } else { options.only.iter().any(|only| only == name) };
+        if !wanted {
+            continue;
+        }
+        println!("\n== {name}");
+        let mut section = Section::begin(options);
+        run(options, &mut section);
+        book.sections.insert((*name).to_owned(), section.clone());
+        measured.sections.insert((*name).to_owned(), section);
+        // After each, so that what was measured is kept when a later section fails.
+        book.write(&options.json);
+    }
+    println!("\n== targets");
+    for verdict in targets::verdicts(&measured).iter().filter(|verdict| verdict.measured.is_some()) {
+        println!("  {verdict}");
+    }
+    println!("\nkept in {}", options.json.display());
 }

@@ -1,4 +1,4 @@
-//! Percentiles of a round, and a figure over the rounds.
+//! Percentiles.
 
 /// The value below which `percent` of the samples lie; sorts them.
 pub fn percentile(samples: &mut [f64], percent: f64) -> f64 {
@@ -7,10 +7,14 @@ pub fn percentile(samples: &mut [f64], percent: f64) -> f64 {
     samples[((last as f64) * percent / 100.0).round() as usize]
 }
 
-/// Prints the median of the rounds with the lowest and the highest.
-pub fn report(name: &str, unit: &str, mut rounds: Vec<f64>) {
-    let median = percentile(&mut rounds, 50.0);
-    let (low, high) = (rounds[0], rounds[rounds.len() - 1]);
-    let digits = if median.abs() < 100.0 { 3 } else { 0 };
-    println!("  {name:42} {median:10.digits$} {unit:7} ({low:.digits$} to {high:.digits$})");
+pub fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
+}
+
+/// One list divided by another, round by round.
+pub fn ratios(above: &[f64], below: &[f64]) -> Vec<f64> {
+    above.iter().zip(below).map(|(above, below)| above / below).collect()
 }
