@@ -18,7 +18,7 @@ for program in python3 node npm pgrep; do command -v "$program" >/dev/null || mi
 [ ${#missing[@]} -eq 0 ] || die "missing: ${missing[*]}" "the peers need Python 3.11, Node 20 with npm, and procps"
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$(python3 --version) is too old: 3.11 is needed"
 
-mkdir -p "$PEERS_WORK" "$(dirname "$json")"
+mkdir -p "$PEERS_WORK" "$(dirname "$json")" target/bench
 PEERS_WORK=$(cd "$PEERS_WORK" && pwd)
 # Their server's data lies there, and root's server runs as another user.
 if [ "$(id -u)" -eq 0 ] && ! runuser -u postgres -- test -x "$PEERS_WORK"; then
@@ -28,19 +28,20 @@ fi
 build
 # A look at all waiting jobs, many times a second, is nobody's work but the harness's, and only we are looked at while we
 # drain. One row tells as much, but not to the tests of a million, which ask how many are left.
-spec=bench/peers.json
+spec=$root/target/bench/peers-spec.json
+version=$(sed -nE '/^\[package\]/,/^\[dep/s/^version = "(.*)"/\1/p' Cargo.toml)
+sed "s/@VERSION@/$version/" bench/peers.json >"$spec"
 case " $* " in *million*)
-    spec=target/bench/peers-million.json
-    sed 's/(SELECT FROM background_jobs.queued_job LIMIT 1) waiting/background_jobs.queued_job/' bench/peers.json >"$spec"
+    sed -i 's/(SELECT FROM background_jobs.queued_job LIMIT 1) waiting/background_jobs.queued_job/' "$spec"
     ;;
 esac
-cargo build --quiet --release --package bench
 has_tests=
 for argument in "$@"; do case $argument in --tests | --tests=*) has_tests=1 ;; esac; done
 [ -n "$has_tests" ] || set -- --tests limits,drain,db,enqueue,latency "$@"
-target/release/bench --peers "$peers" -- --plugin "$root/$spec" --json "$json.part" "$@"
+cargo run --quiet --release --package bench -- --peers "$peers" -- --plugin "$spec" --json "$json.part" "$@"
 # When and from what, for the report.
-python3 - "$json.part" "$(date -u '+%Y-%m-%d %H:%M UTC')" "$(git describe --always --dirty=' with changes' --abbrev=10 2>/dev/null || echo unknown)" <<'END'
+commit=$(git describe --always --exclude='*' --abbrev=10 --dirty=' with changes' 2>/dev/null) || commit=unknown
+python3 - "$json.part" "$(date -u '+%Y-%m-%d %H:%M UTC')" "$commit" <<'END'
 import json, sys
 path, date, commit = sys.argv[1:]
 with open(path) as file:

@@ -9,8 +9,9 @@ use std::io::Write as _;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-/// How long each number of clients commits.
-const WHILE: Duration = Duration::from_secs(2);
+/// How long each number of clients commits at a time, and how many times in a round: a disk's pace changes by the second.
+const WHILE: Duration = Duration::from_millis(400);
+const TURNS: usize = 5;
 
 const TABLES: [&str; 2] = ["background_jobs", "plain_job"];
 
@@ -19,13 +20,13 @@ pub fn run(options: &Options, section: &mut Section) {
     let mut scene = Scene::new(&cluster, "enqueue");
     machine::note(section, &mut scene);
     println!(
-        "  with our triggers, and without them in a table of the same shape; a CHECKPOINT before each; jobs switched off"
+        "  with our triggers, and without them in a table of the same shape; a CHECKPOINT before each round; jobs switched off"
     );
     scene.app.sql("CREATE TABLE plain_job (LIKE background_jobs INCLUDING ALL)");
     for clients in [1, 2, 8] {
         let label = format!("{clients} clients, one row a commit");
         let key = format!("enqueue.{clients}");
-        compare(options, section, &mut scene, &key, &label, "commits/s", |scene, table, warm_up| {
+        compare(options, section, &mut scene, (&key, &label, "commits/s"), TURNS, |scene, table, warm_up| {
             let time = if warm_up { WHILE / 10 } else { WHILE };
             single(scene, table, clients, time)
         });
@@ -33,7 +34,7 @@ pub fn run(options: &Options, section: &mut Section) {
     let many = options.many();
     let rows = |warm_up| if warm_up { many / 10 } else { many };
     let label = format!("INSERT ... SELECT of {many} rows");
-    compare(options, section, &mut scene, "enqueue.select", &label, "rows/s", |scene, table, warm_up| {
+    compare(options, section, &mut scene, ("enqueue.select", &label, "rows/s"), 1, |scene, table, warm_up| {
         let rows = rows(warm_up);
         let statement = format!(
             "INSERT INTO {table} (payload)
@@ -44,33 +45,33 @@ pub fn run(options: &Options, section: &mut Section) {
         rows as f64 / begin.elapsed().as_secs_f64()
     });
     let label = format!("COPY of {many} rows");
-    compare(options, section, &mut scene, "enqueue.copy", &label, "rows/s", |scene, table, warm_up| {
+    compare(options, section, &mut scene, ("enqueue.copy", &label, "rows/s"), 1, |scene, table, warm_up| {
         copy(scene, table, rows(warm_up))
     });
 }
 
-/// Rounds of both tables in turns, after a short one of each.
+/// Rounds of both tables, each `count` times in turns, after a short round.
 fn compare(
     options: &Options,
     section: &mut Section,
     scene: &mut Scene,
-    key: &str,
-    label: &str,
-    unit: &str,
+    (key, label, unit): (&str, &str, &str),
+    count: usize,
     mut rate: impl FnMut(&mut Scene, &str, bool) -> f64,
 ) {
     let mut rates = [Vec::new(), Vec::new()];
     for round in 0..=options.rounds {
-        // Who comes first changes, too.
-        let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
-        for n in order {
-            scene.clear();
-            scene.app.sql("TRUNCATE plain_job");
-            scene.administer("CHECKPOINT");
-            let figure = rate(scene, TABLES[n], round == 0);
-            if round > 0 {
-                rates[n].push(figure);
+        scene.app.sql("TRUNCATE plain_job");
+        scene.clear();
+        let mut turns = [0.0, 0.0];
+        for turn in 0..count {
+            // Who comes first changes, too.
+            for n in if (round + turn) % 2 == 0 { [0, 1] } else { [1, 0] } {
+                turns[n] += rate(scene, TABLES[n], round == 0) / count as f64;
             }
+        }
+        for n in [0, 1].into_iter().filter(|_| round > 0) {
+            rates[n].push(turns[n]);
         }
     }
     let [with, without] = rates;
@@ -90,6 +91,9 @@ fn single(scene: &Scene, table: &str, clients: usize, time: Duration) -> f64 {
             std::thread::spawn(move || {
                 let insert = client.prepare(&statement).unwrap_or_else(|e| panic!("{statement}: {e:?}"));
                 let payload = json!({"handler": "noop", "n": 1});
+                // A session's first one loads what the others find.
+                let first = client.execute(&insert, &[&Uuid::new_v4(), &payload]);
+                first.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
                 ready.wait();
                 let begin = Instant::now();
                 let mut count = 0;

@@ -40,7 +40,7 @@ pub fn run(options: &Options, section: &mut Section) {
     machine::note(section, &mut scene);
     println!("{COMMIT}. All in turns, {GAP:?} apart");
     scene.app.sql("CREATE TABLE plain (n bigint)");
-    let mut bare = Bare::new(&mut scene);
+    let mut bare = Bare::new(&scene);
     round(&mut scene, &mut bare, options.sequential.min(50));
 
     let mut figures: BTreeMap<String, Vec<f64>> = BTreeMap::new();

@@ -32,9 +32,7 @@ pub fn draw(book: &Book, path: &Path) -> Result<bool, Box<dyn Error>> {
     }
     if !snapshots.is_empty() {
         let (_, high) = range(&snapshots);
-        panel(&right, "by the age of the oldest snapshot", "minutes", 0.0..high * 1.05, &snapshots, &|n| {
-            format!("{n:.1}")
-        })?;
+        panel(&right, "by the age of the oldest snapshot", "minutes", 0.0..high * 1.05, &snapshots, &minutes)?;
     }
     root.present()?;
     Ok(true)
@@ -78,7 +76,7 @@ where
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(SeriesLabelPosition::LowerLeft)
         .background_style(WHITE)
         .border_style(BLACK.mix(0.3))
         .label_font((FONT, 13))
@@ -89,6 +87,11 @@ where
 fn range(curves: &[Curve]) -> (f64, f64) {
     let all = curves.iter().flat_map(|curve| &curve.points).map(|(x, _)| *x);
     all.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)))
+}
+
+/// Whole ones, unless the run was a short one for trying.
+fn minutes(n: &f64) -> String {
+    if n.fract().abs() < 1e-9 { format!("{n}") } else { format!("{n:.2}") }
 }
 
 /// 20k, 1.5M

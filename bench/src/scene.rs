@@ -59,10 +59,15 @@ impl<'a> Scene<'a> {
     }
 
     /// Empty tables, and nothing of the rounds before left to be cleaned up in the next one's time.
-    pub fn clear(&mut self) {
+    pub fn empty(&mut self) {
         self.switch(false);
         self.app.sql("TRUNCATE background_jobs, effects");
         self.administer("VACUUM background_jobs.queued_job");
+    }
+
+    /// The same, and the next checkpoint far away.
+    pub fn clear(&mut self) {
+        self.empty();
         self.administer("CHECKPOINT");
     }
 

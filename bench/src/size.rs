@@ -40,7 +40,7 @@ pub fn run(options: &Options, section: &mut Section) {
             (&mut small, &mut scene),
             &mut drained,
         );
-        queued.push((size as f64, rate));
+        add(&mut queued, options, size, rate);
     }
     drop(scene);
 
@@ -53,17 +53,25 @@ pub fn run(options: &Options, section: &mut Section) {
         let mut drained = |scene: &mut Scene| drain_all(options, scene);
         let last = size == options.finished;
         let rate = compare(options, section, "size.finished", &label, last, (&mut small, &mut scene), &mut drained);
-        finished.push((size as f64, rate));
+        add(&mut finished, options, size, rate);
     }
     section.curve("size.queued", "jobs waiting", queued);
     section.curve("size.finished", "jobs finished", finished);
+}
+
+/// A point of the curve; it begins with the small table.
+fn add(curve: &mut Vec<(f64, f64)>, options: &Options, size: i64, (few, many): (f64, f64)) {
+    if curve.is_empty() {
+        curve.push((options.jobs as f64, few));
+    }
+    curve.push((size as f64, many));
 }
 
 fn sequential(options: &Options) -> usize {
     options.sequential.min(200)
 }
 
-/// Rounds of both servers; returns the median rate of the large one. The target is about the last size.
+/// Rounds of both servers; returns their median rates, of few jobs and of many. The target is about the last size.
 fn compare(
     options: &Options,
     section: &mut Section,
@@ -72,11 +80,18 @@ fn compare(
     last: bool,
     (small, large): (&mut Scene, &mut Scene),
     drain_large: &mut dyn FnMut(&mut Scene) -> f64,
-) -> f64 {
+) -> (f64, f64) {
     let (mut rates, mut starts) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     for round in 0..=options.rounds {
-        small.clear();
-        let figures = [drain_all(options, small), drain_large(large)];
+        // No checkpoint on either side: a large table's would cost the next round more than a small one's.
+        small.empty();
+        let figures = if round % 2 == 0 {
+            let few = drain_all(options, small);
+            [few, drain_large(large)]
+        } else {
+            let many = drain_large(large);
+            [drain_all(options, small), many]
+        };
         let start = |scene: &mut Scene| {
             scene.switch(true);
             stats::percentile(&mut latency::starts(scene, sequential(options)), 50.0)
@@ -89,15 +104,15 @@ fn compare(
     }
     let key = if last { key.to_owned() } else { format!("{key} {label}") };
     let mut pair = |what: &str, name: &str, unit: &str, [few, many]: [Vec<f64>; 2]| {
-        let few = section.figure(&format!("{key}.{what}.few"), &format!("{name}, few jobs"), unit, few);
+        let few = section.figure(&format!("{key}.{what}.few"), &format!("{name}, few jobs beside {label}"), unit, few);
         let many = section.figure(&format!("{key}.{what}.many"), &format!("{name}, {label}"), unit, many);
         let ratio = stats::ratios(&many, &few);
         section.figure(&format!("{key}.{what}.ratio"), &format!("{name}, {label} / few"), "x", ratio);
-        stats::median(&many)
+        (stats::median(&few), stats::median(&many))
     };
-    let rate = pair("rate", "drain", "jobs/s", rates);
+    let medians = pair("rate", "drain", "jobs/s", rates);
     pair("start", "commit to start p50", "ms", starts);
-    rate
+    medians
 }
 
 fn drain_all(options: &Options, scene: &mut Scene) -> f64 {
