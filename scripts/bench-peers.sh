@@ -35,10 +35,12 @@ case " $* " in *million*)
     sed -i 's/(SELECT FROM background_jobs.queued_job LIMIT 1) waiting/background_jobs.queued_job/' "$spec"
     ;;
 esac
+# Started by itself below: what cargo run adds to the environment would make the peers' own build begin anew every time.
+cargo build --quiet --release --package bench
 has_tests=
 for argument in "$@"; do case $argument in --tests | --tests=*) has_tests=1 ;; esac; done
 [ -n "$has_tests" ] || set -- --tests limits,drain,db,enqueue,latency "$@"
-cargo run --quiet --release --package bench -- --peers "$peers" -- --plugin "$spec" --json "$json.part" "$@"
+"${CARGO_TARGET_DIR:-target}/release/bench" --peers "$peers" -- --plugin "$spec" --json "$json.part" "$@"
 # When and from what, for the report.
 commit=$(git describe --always --exclude='*' --abbrev=10 --dirty=' with changes' 2>/dev/null) || commit=unknown
 python3 - "$json.part" "$(date -u '+%Y-%m-%d %H:%M UTC')" "$commit" <<'END'

@@ -25,6 +25,9 @@ pub fn write(options: &Options) {
     let drawn = picture::draw(&book, &picture).unwrap_or_else(|e| panic!("{}: {e}", picture.display()));
 
     let mut text = HEAD.to_owned();
+    if book.sections.is_empty() {
+        text += "\nNothing has been measured yet.\n";
+    }
     add_targets(&mut text, &book);
     if drawn {
         text += "\n![Drain rate against the size of the table and the age of the oldest snapshot](drain.svg)\n";
