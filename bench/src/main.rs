@@ -5,10 +5,12 @@
 //! where a later run of the same section takes its place; `--report` writes the table and the picture from that file.
 //!
 //! * [`scene`] a server, a job table, handlers; the queue filled and drained. [`meter`] CPU time, WAL and memory.
-//! * [`drain`], [`latency`], [`enqueue`], [`executors`] what `make bench` measures; [`size`], [`snapshot`] the long runs.
+//! * [`drain`], [`latency`] (with [`bare`] to compare), [`enqueue`], [`executors`] what `make bench` measures; [`size`],
+//!   [`snapshot`] the long runs.
 //! * [`book`] sections of figures, kept as JSON; [`targets`] what they are held against; [`stats`] medians.
 //! * [`peers`] the run beside other job systems; [`report`], [`picture`] the results for people.
 
+mod bare;
 mod book;
 mod drain;
 mod enqueue;
