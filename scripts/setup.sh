@@ -24,8 +24,28 @@ install_packages() {
     fi
     say "installing Debian packages: ${missing[*]}"
     "${as_root[@]}" apt-get update -q
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+    if [[ " ${missing[*]} " == *" postgresql-$pg_major "* ]]; then
+        without_a_server apt_install "${missing[@]}"
+    else
+        apt_install "${missing[@]}"
+    fi
 }
+
+apt_install() {
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
+}
+
+# Runs a command that installs Debian's package of the server. Left alone that makes a server of its own, on port 5432 and
+# started with the machine: more than anybody expects of a demo. The programs are all that is wanted here.
+without_a_server() (
+    directory=/etc/postgresql-common/createcluster.d
+    setting=$directory/background_jobs.conf
+    trap '"${as_root[@]}" rm -f "$setting"; "${as_root[@]}" rmdir --ignore-fail-on-non-empty "$directory"' EXIT
+    "${as_root[@]}" mkdir -p "$directory"
+    echo 'create_main_cluster = false' | "${as_root[@]}" tee "$setting" >/dev/null
+    "$@"
+    say "no server was set up: pg_createcluster $pg_major main makes Debian's usual one"
+)
 
 setup_packages() {
     if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
@@ -81,8 +101,19 @@ setup_pgrx() {
     cargo pgrx init "--pg$major" "$PG_CONFIG"
 }
 
+setup_toolchain() {
+    local wanted found
+    command -v cargo >/dev/null && command -v rustc >/dev/null ||
+        die "there is no Rust toolchain" "install one: https://rustup.rs"
+    wanted=$(sed -nE 's/^rust-version = "(.*)"/\1/p' Cargo.toml)
+    found=$(rustc --version | cut -d ' ' -f 2) || die "the Rust toolchain does not work"
+    # Asked here, because an older one says it later, in many lines, and of some other crate.
+    printf '%s\n' "$wanted" "$found" | sort -C -V || die "this is Rust $found, and $wanted or later is needed" \
+        "with rustup: rustup update stable"
+}
+
 setup() {
-    command -v cargo >/dev/null || die "there is no Rust toolchain" "install one: https://rustup.rs"
+    setup_toolchain
     setup_packages
     PG_CONFIG=$(find_pg_config) || die "no server of PostgreSQL $pg_major with its headers was found" \
         "name one: make PG_CONFIG=/path/to/pg_config ..."
