@@ -105,7 +105,10 @@ fn a_retry_comes_after_its_delay_whatever_the_clock_is_set_to() {
         let job = final_within(&mut app, id, begin, bound, &format!("a retry over a step of {what}"));
         // Backwards it is no shorter either (a quarter is chance); forwards it may be over at once.
         let took = begin.elapsed();
-        assert!(!what.ends_with("back") || took > Duration::from_secs(1), "a retry over a step of {what} took {took:?}");
+        assert!(
+            !what.ends_with("back") || took > Duration::from_secs(1),
+            "a retry over a step of {what} took {took:?}"
+        );
         assert_eq!(job.result, Some(json!(2)));
         assert_eq!(app.noted(id), 1);
     }
