@@ -5,14 +5,23 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
 
-/// The SQL blocks of the section with this heading.
-fn sql_blocks(heading: &str) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
-    let readme = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The section with this heading.
+fn section(heading: &str) -> String {
+    let readme = read("../../README.md");
     let heading = format!("\n## {heading}\n");
     let start = readme.find(&heading).unwrap_or_else(|| panic!("the README has no section{heading}"));
     let section = &readme[start + heading.len()..];
-    let section = &section[..section.find("\n## ").unwrap_or(section.len())];
+    section[..section.find("\n## ").unwrap_or(section.len())].to_owned()
+}
+
+/// Its SQL blocks.
+fn sql_blocks(heading: &str) -> Vec<String> {
+    let section = section(heading);
     let blocks = section.split("```sql\n").skip(1);
     blocks.map(|block| block[..block.find("```").expect("an end of the block")].to_owned()).collect()
 }
@@ -46,4 +55,23 @@ fn quick_start() {
     let row = client.query_one(query, &[]).unwrap();
     let row: (bool, bool, String, bool) = (row.get(0), row.get(1), row.get(2), row.get(3));
     assert_eq!(row, (true, true, job.to_owned(), true));
+}
+
+/// The last cell of a row of the table: "FILE: `test`, `test`; FILE: `test`".
+#[test]
+fn the_tests_that_hold_the_guarantees_up_are_there() {
+    let section = section("Guarantees");
+    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
+    assert!(rows.len() > 8, "{rows:?}");
+    for row in rows {
+        let tests = row.trim_end_matches([' ', '|']).rsplit(" | ").next().expect("a last cell");
+        for group in tests.split("; ") {
+            let (file, names) = group.split_once(": ").unwrap_or_else(|| panic!("no file in {group:?}"));
+            let source = read(&format!("tests/{file}.rs"));
+            for name in names.split(", ").map(|name| name.trim_matches('`')) {
+                let is_test = source.contains(&format!("#[test]\nfn {name}()"));
+                assert!(is_test, "{file}.rs has no test {name}");
+            }
+        }
+    }
 }
