@@ -19,6 +19,20 @@ pub struct JobRef {
     pub id: JobId,
 }
 
+/// What is kept of a job that waits in the queue.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting {
+    pub id: JobId,
+    /// In microseconds since 2000-01-01, as the server counts.
+    pub run_at: i64,
+    /// With table and id the identity of the submission.
+    pub enqueued_at: i64,
+    /// Charged so far.
+    pub attempts: i32,
+    /// The job's own limit.
+    pub max_attempts: Option<i32>,
+}
+
 /// Why a queued job waits, which is also what its `run_at` means. Stored in `queued_job.timing`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Timing {

@@ -5,7 +5,7 @@
 //! wake-up that is lost (a prepared transaction committed from elsewhere) costs at most poll_interval.
 
 use crate::catalog::{self, NewJob};
-use crate::job::{JobRef, LaneKey, Timing, format_id, handler_name};
+use crate::job::{JobRef, LaneKey, Timing, Waiting, format_id, handler_name};
 use crate::job_table::Options;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::encoding::from_text;
@@ -27,6 +27,10 @@ use std::collections::HashMap;
 #[derive(Default)]
 struct Pending {
     lanes: Vec<(LaneKey, Timestamp)>,
+    /// What was done to the queue but for withdrawals, counted.
+    changes: usize,
+    /// The job of the first change, if that was its submission.
+    first: Option<Waiting>,
     withdrawn: bool,
     handlers: bool,
     extension: bool,
@@ -58,7 +62,15 @@ fn pending(f: impl FnOnce(&mut Pending)) {
 
 /// When the lane is to be looked at after the commit.
 pub fn note_job(lane: LaneKey, run_at: Timestamp) {
+    note_change(lane, run_at, None);
+}
+
+fn note_change(lane: LaneKey, run_at: Timestamp, submitted: Option<Waiting>) {
     pending(|p| {
+        if p.changes == 0 {
+            p.first = submitted;
+        }
+        p.changes += 1;
         let full = p.lanes.len() > NOTES;
         match p.lanes.iter_mut().find(|(known, _)| *known == lane) {
             Some((_, earliest)) => *earliest = run_at.min(*earliest),
@@ -141,7 +153,8 @@ pub fn on_end(end: End) {
             slot.withdraw();
             WaiterSlot::wake_all(database);
         }
-        let notes: Vec<Note> = told.lanes.iter().filter_map(|(lane, run_at)| Note::new(lane, *run_at)).collect();
+        let only = told.first.filter(|_| end == End::Commit && told.changes == 1 && !told.withdrawn && !told.handlers);
+        let notes: Vec<Note> = told.lanes.iter().filter_map(|(lane, run_at)| Note::new(lane, *run_at, only)).collect();
         if !notes.is_empty() {
             slot.leave(&notes);
         }
@@ -287,7 +300,10 @@ pub fn queue(new: NewJob, taken: Taken) {
     let new = at_least_one_attempt(new);
     let quick = handler_priority(new.job.table, &new.handler).and_then(|priority| catalog::insert(&new, priority));
     match quick {
-        Some(lane) => note_job(lane, new.run_at),
+        Some(lane) => {
+            let NewJob { job, run_at, enqueued_at, max_attempts, .. } = new;
+            note_change(lane, run_at, Some(Waiting { id: job.id, run_at, enqueued_at, attempts: 0, max_attempts }));
+        }
         None => requeue(new, taken),
     }
 }

@@ -5,16 +5,6 @@ use super::*;
 /// A place in a lane.
 pub type Position = (Timestamp, JobId);
 
-/// What the dispatcher keeps of a waiting job.
-#[derive(Debug, Clone, Copy)]
-pub struct Waiting {
-    pub id: JobId,
-    pub run_at: Timestamp,
-    pub enqueued_at: Timestamp,
-    pub attempts: i32,
-    pub max_attempts: Option<i32>,
-}
-
 /// The lanes with jobs in them whose handler is registered. Walks from lane to lane, not from job to job.
 pub fn lanes() -> Vec<LaneKey> {
     let rows = statement!(

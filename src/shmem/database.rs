@@ -1,6 +1,6 @@
 //! One slot per database that has, or may have, a dispatcher.
 
-use crate::job::{LaneKey, MAX_HANDLER_NAME, Timing};
+use crate::job::{LaneKey, MAX_HANDLER_NAME, Timing, Waiting};
 use crate::pg::clock;
 use crate::pg::latch::Process;
 use crate::pg::lwlock;
@@ -21,18 +21,27 @@ pub struct Note {
     timing: i16,
     handler: Name,
     pub run_at: i64,
+    /// The job itself, if the note is about no other and it is in the queue as it was submitted: then nobody has to look for it.
+    only: Waiting,
+    has_only: bool,
 }
 
 impl Note {
     /// None for a handler whose name cannot be registered, so that nobody need know.
-    pub fn new(lane: &LaneKey, run_at: i64) -> Option<Self> {
+    pub fn new(lane: &LaneKey, run_at: i64, only: Option<Waiting>) -> Option<Self> {
         (lane.handler.len() <= MAX_HANDLER_NAME).then(|| Self {
             table: lane.table,
             priority: lane.priority,
             timing: lane.timing as i16,
             handler: Name::new(&lane.handler),
             run_at,
+            only: only.unwrap_or(Waiting { id: [0; 16], run_at, enqueued_at: 0, attempts: 0, max_attempts: None }),
+            has_only: only.is_some(),
         })
+    }
+
+    pub fn only(&self) -> Option<Waiting> {
+        self.has_only.then_some(self.only)
     }
 
     pub fn lane(&self) -> LaneKey {
@@ -105,7 +114,7 @@ impl DatabaseSlot {
             for note in notes {
                 if let Some(same) = self.notes[..len].iter().find(|kept| kept.get().same_lane(note)) {
                     let run_at = same.get().run_at.min(note.run_at);
-                    same.set(Note { run_at, ..*note });
+                    same.set(Note { run_at, has_only: false, ..*note });
                 } else if len < NOTES {
                     self.notes[len].set(*note);
                     len += 1;

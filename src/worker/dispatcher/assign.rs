@@ -5,10 +5,9 @@
 //! idle.
 
 use super::{Claimed, Dispatcher};
-use crate::catalog::Waiting;
 use crate::gucs;
 use crate::handler;
-use crate::job::{JobRef, LaneKey, Timing};
+use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::pg::clock;
 use crate::protocol;
 use crate::shmem::{self, Assignment, ExecutorSlot, Name, SlotState};

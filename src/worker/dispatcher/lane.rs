@@ -3,8 +3,8 @@
 //! The place is remembered so that the dead index entries of finished jobs are not walked again and again. What
 //! arrives behind it (a transaction that took long to commit, a retry) comes with a note, which moves the place back.
 
-use crate::catalog::{self, Position, Waiting};
-use crate::job::{JobId, JobRef, LaneKey, Timing};
+use crate::catalog::{self, Position};
+use crate::job::{JobId, JobRef, LaneKey, Timing, Waiting};
 use crate::pg::clock::{self, BEGINNING, Timestamp};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -49,6 +49,13 @@ impl Lane {
         Self { position: just_before(run_at), ..Self::new(key) }
     }
 
+    /// A lane that was empty until this job came.
+    pub fn of(key: LaneKey, job: Waiting) -> Self {
+        let mut lane = Self { more: false, ..Self::starting_at(key, job.run_at) };
+        lane.more = !lane.accept(job);
+        lane
+    }
+
     /// Something is there at `run_at` that was not before.
     pub fn note(&mut self, run_at: Timestamp) {
         if run_at <= self.position.0 {
@@ -56,6 +63,18 @@ impl Lane {
             self.position = just_before(run_at);
         }
         self.more = true;
+    }
+
+    /// Takes a job that nobody has to look for. False: it is not the next one behind all that were read, or there are too many.
+    pub fn accept(&mut self, job: Waiting) -> bool {
+        let place = (job.run_at, job.id);
+        let reads_ahead = self.more || self.ready.len() >= WINDOW;
+        let next = self.key.timing == Timing::Immediate && !reads_ahead && place > self.position;
+        if next {
+            self.position = place;
+            self.ready.push_back(job);
+        }
+        next
     }
 
     /// Reads again what waits in the window: some of it may have been withdrawn, or submitted anew under the same id.

@@ -168,12 +168,13 @@ impl Dispatcher {
         self.lanes.values_mut().for_each(Lane::unblock);
         // News first, then the claims that have ended, then the snapshot. What the news is about is in the snapshot then, and
         // a job whose end is not in it is still claimed, or it would be handed out twice.
+        let allowed = gucs::database_allowed(&self.name);
         let news = self.must_look().then(|| self.news());
+        let news = if allowed { news.and_then(|news| self.take_over(news)) } else { news };
         if self.handlers_version.is_some() && news.as_ref().is_some_and(|news| news.poll) {
             self.charge_suspects();
         }
         self.drain();
-        let allowed = gucs::database_allowed(&self.name);
         if let Some(news) = news {
             match xact::transaction(|| spi::connect(|| self.look(news))) {
                 Ok(true) if allowed => self.failures = 0,
@@ -212,6 +213,33 @@ impl Dispatcher {
             handlers_version: self.slot.handlers_version.load(Ordering::Acquire),
             withdrawn: self.slot.withdrawn.swap(false, Ordering::AcqRel),
             notes: self.slot.take(),
+        }
+    }
+
+    /// Takes jobs that came with their notes, if that is all there is to it: an idle server need not look into the queue for the
+    /// one job that somebody has just submitted. None: nothing is left to look at.
+    fn take_over(&mut self, mut news: News) -> Option<News> {
+        if news.poll || news.withdrawn || self.handlers_version != Some(news.handlers_version) {
+            return Some(news);
+        }
+        let Some(notes) = &mut news.notes else { return Some(news) };
+        notes.retain(|note| !self.accept(note));
+        (!notes.is_empty()).then_some(news)
+    }
+
+    fn accept(&mut self, note: &Note) -> bool {
+        let Some(job) = note.only() else { return false };
+        let key = note.lane();
+        let known = self.handlers.contains_key(&(key.table, key.handler.clone()));
+        if !known || self.claims.contains_key(&JobRef { table: key.table, id: job.id }) {
+            return false;
+        }
+        match self.lanes.get_mut(&key) {
+            Some(lane) => lane.accept(job),
+            None => {
+                self.lanes.insert(key.clone(), Lane::of(key, job));
+                true
+            }
         }
     }
 

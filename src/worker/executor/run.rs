@@ -277,7 +277,7 @@ fn settle(executor: &mut Executor, runs: &[Run]) {
                     priority: run.assignment.priority,
                     timing: Timing::Retry,
                 };
-                notes.extend(Note::new(&lane, run_at));
+                notes.extend(Note::new(&lane, run_at, None));
             }
             Ended::Revoked | Ended::Refused | Ended::Overran | Ended::Restarted => {}
         }
