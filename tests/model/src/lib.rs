@@ -1,7 +1,7 @@
 //! The row protocol as a state machine, checked exhaustively: every order of what clients, executors, the dispatcher and
 //! disasters can do with one or two jobs, up to the bounds of a [`machine::Scope`].
 //!
-//! The decisions are the extension's own: its modules `protocol`, `retry` and `job` are compiled in here. What the model adds is
+//! The decisions are the extension's own: its modules `protocol`, `retry` and `job`, compiled without PostgreSQL. What the model adds is
 //! what surrounds them: who may do what when, at the granularity of transactions, row locks and words of shared memory.
 //! Guards that the server evaluates are held to the same functions by tests/server/tests/agreement.rs.
 //!
@@ -14,15 +14,7 @@
 
 #![cfg(test)]
 
-#[allow(dead_code, reason = "what the extension calls is not all called here")]
-#[path = "../../../src/job.rs"]
-mod job;
-#[allow(dead_code, reason = "as above")]
-#[path = "../../../src/protocol.rs"]
-mod protocol;
-#[allow(dead_code, reason = "as above")]
-#[path = "../../../src/retry.rs"]
-mod retry;
+use unit_tests::{job, protocol, retry};
 
 mod client;
 mod dispatcher;

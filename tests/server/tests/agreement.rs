@@ -1,16 +1,9 @@
 //! The decisions of src/protocol.rs, which the model in tests/model is made of, against the server that really makes them:
 //! the guards, in SQL, and the triggers, by what is in the queue afterwards. All combinations; nothing runs meanwhile.
 
-#![allow(dead_code, reason = "what the extension and the model call is not all called here")]
-
-#[path = "../../../src/job.rs"]
-mod job;
-#[path = "../../../src/protocol.rs"]
-mod protocol;
-
-use job::Timing;
-use protocol::{Action, Flags, Identity, Queued};
 use server_tests::{App, Builder, Cluster, Group, Uuid};
+use unit_tests::job::Timing;
+use unit_tests::protocol::{self, Action, Flags, Identity, Queued};
 
 fn quiet() -> Builder {
     Cluster::builder().conf("background_jobs.enabled", "off")

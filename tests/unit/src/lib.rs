@@ -1,11 +1,10 @@
-//! The pure parts of the extension, compiled without PostgreSQL so that their own tests run in a moment. A module listed
-//! here that reaches for the server no longer compiles, which is the other half of the point.
-
-#![allow(dead_code, reason = "what the extension calls is not called here")]
+//! The pure parts of the extension, compiled without PostgreSQL, so that their own tests run in a moment and the model and the
+//! agreement tests can use them. A module listed here that reaches for the server no longer compiles, which is the other
+//! half of the point.
 
 #[path = "../../../src/job.rs"]
-mod job;
+pub mod job;
 #[path = "../../../src/protocol.rs"]
-mod protocol;
+pub mod protocol;
 #[path = "../../../src/retry.rs"]
-mod retry;
+pub mod retry;
