@@ -5,19 +5,20 @@ set -euo pipefail
 . scripts/setup.sh
 
 setup
+as_root=()
+library=${DESTDIR:-}$("$PG_CONFIG" --pkglibdir)
+if [ -z "${DESTDIR:-}" ] && ! [ -w "$library" ]; then
+    find_administrator || die "no right to write to $library" \
+        "run this as an administrator or as the owner of that installation: make install PG_CONFIG=$PG_CONFIG" \
+        "or install into a directory of your own: make install PG_CONFIG=$PG_CONFIG DESTDIR=/some/where"
+fi
+
 # A tree of its own: the one that tests use may hold another installation's paths.
 tree="$root/target/install"
 rm -rf "$tree"
 say "building the extension for $("$PG_CONFIG" --version)"
 cargo pgrx package --pg-config "$PG_CONFIG" --out-dir "$tree"
 
-as_root=()
-library=${DESTDIR:-}$("$PG_CONFIG" --pkglibdir)
-if [ -z "${DESTDIR:-}" ] && ! [ -w "$library" ]; then
-    command -v sudo >/dev/null || die "no right to write to $library" \
-        "run this as the owner of that installation: make install PG_CONFIG=$PG_CONFIG"
-    as_root=(sudo)
-fi
 say "installing"
 while IFS= read -r -d '' file; do
     target=${DESTDIR:-}/${file#"$tree"/}

@@ -8,20 +8,22 @@ packages_for() { # the Debian packages of a task that are not installed
     done
 }
 
+# Sets as_root to what a command of an administrator begins with; fails when this user is none.
+find_administrator() {
+    as_root=()
+    [ "$(id -u)" -ne 0 ] || return 0
+    # -n first: a script without a terminal must not hang on a question for a password.
+    command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; } || return 1
+    as_root=(sudo)
+}
+
 install_packages() {
     local missing
     mapfile -t missing < <(packages_for "$@")
     [ ${#missing[@]} -gt 0 ] || return 0
-    local as_root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        # -n first: a script without a terminal must not hang on a question for a password.
-        if command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
-            as_root=(sudo)
-        else
-            die "packages are missing, and installing them takes an administrator" \
-                "please ask one to run: apt-get install ${missing[*]}"
-        fi
-    fi
+    local as_root
+    find_administrator || die "packages are missing, and installing them takes an administrator" \
+        "please ask one to run: apt-get install ${missing[*]}"
     say "installing Debian packages: ${missing[*]}"
     "${as_root[@]}" apt-get update -q
     if [[ " ${missing[*]} " == *" postgresql-$pg_major "* ]]; then
@@ -56,7 +58,12 @@ setup_packages() {
     fi
     local wanted=(libclang-dev clang pkg-config libssl-dev make)
     command -v cc >/dev/null || wanted+=(gcc libc6-dev)
-    [ -n "${PG_CONFIG:-}" ] || wanted+=("postgresql-$pg_major" "postgresql-server-dev-$pg_major")
+    if [ -z "${PG_CONFIG:-}" ]; then
+        wanted+=("postgresql-$pg_major" "postgresql-server-dev-$pg_major")
+    elif [[ $PG_CONFIG =~ ^/usr/lib/postgresql/([0-9]+)/bin/pg_config$ && -x $PG_CONFIG ]]; then
+        # A server of Debian's often has no headers yet.
+        wanted+=("postgresql-server-dev-${BASH_REMATCH[1]}")
+    fi
     install_packages "${wanted[@]}"
 }
 
@@ -115,8 +122,12 @@ setup_toolchain() {
 setup() {
     setup_toolchain
     setup_packages
-    PG_CONFIG=$(find_pg_config) || die "no server of PostgreSQL $pg_major with its headers was found" \
-        "name one: make PG_CONFIG=/path/to/pg_config ..."
+    local named=${PG_CONFIG:-}
+    PG_CONFIG=$(find_pg_config) || {
+        [ -z "$named" ] || die "$named is not the pg_config of a PostgreSQL server with its headers"
+        die "no server of PostgreSQL $pg_major with its headers was found" \
+            "name one: make PG_CONFIG=/path/to/pg_config ..."
+    }
     export PG_CONFIG PATH
     setup_cargo_pgrx
     setup_pgrx
