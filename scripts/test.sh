@@ -11,7 +11,7 @@ log=target/test.log
 # The servers of a test file are shared by its threads, and most of a test is waiting, so more threads than processors pay.
 say "running the tests"
 status=0
-cargo test --package unit_tests --package model --package server_tests --package ledger --no-fail-fast "$@" -- --test-threads=4 2>&1 | tee "$log" || status=$?
+cargo test --package unit_tests --package model --package server_tests --package ledger --package storm --no-fail-fast "$@" -- --test-threads=4 2>&1 | tee "$log" || status=$?
 
 # A storm of 90 seconds, unless something else was asked for. It leaves no processor to others, so it runs alone.
 if [ $# -eq 0 ]; then
