@@ -63,6 +63,35 @@ pub enum What {
         new: Submission,
         hit: bool,
     },
+    /// `hit`: it had failed or was cancelled, and was submitted again.
+    Retry {
+        job: Uuid,
+        hit: bool,
+    },
+    /// `hit`: it was queued.
+    RunNow {
+        job: Uuid,
+        hit: bool,
+    },
+    Wait {
+        job: Uuid,
+        told: Told,
+    },
+    /// A handler was registered anew.
+    Register,
+}
+
+/// What wait() said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing about the job.
+    Nothing,
+    /// With the number in its result.
+    Completed(i32),
+    Failed,
+    Cancelled,
+    Gone,
+    TimedOut,
 }
 
 #[derive(Clone, Debug)]
@@ -81,8 +110,10 @@ impl Operation {
     pub fn concerns(&self, id: Uuid) -> bool {
         match &self.what {
             What::Insert(some) => some.iter().any(|one| one.job == id || one.child == Some(id)),
-            What::Cancel { job, .. } | What::Delete { job, .. } => *job == id,
+            What::Cancel { job, .. } | What::Delete { job, .. } | What::Retry { job, .. } => *job == id,
+            What::RunNow { job, .. } | What::Wait { job, .. } => *job == id,
             What::Replace { new, .. } => new.job == id,
+            What::Register => false,
         }
     }
 }

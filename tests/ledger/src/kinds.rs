@@ -205,19 +205,26 @@ impl Kind {
         &KINDS[0]
     }
 
-    /// The statements that create and register it for the owner.
-    pub fn create(&self, owner: &str) -> String {
-        let Kind { name, max_attempts, options, .. } = self;
+    /// The statement that creates its function, or replaces it.
+    pub fn function(&self, owner: &str) -> String {
         let body = self.body.replace("@owner@", owner);
         format!(
-            "CREATE FUNCTION \"{name}\"(payload jsonb) RETURNS jsonb LANGUAGE plpgsql AS $handler$
+            "CREATE OR REPLACE FUNCTION \"{}\"(payload jsonb) RETURNS jsonb LANGUAGE plpgsql AS $handler$
              DECLARE attempt int := begin_job(payload);
              BEGIN
                  {body}
                  PERFORM end_job(payload, attempt);
                  RETURN jsonb_build_object('seq', payload -> 'seq');
-             END $handler$;
-             SELECT background_jobs.register_handler('{name}', '\"{name}\"(jsonb)', max_attempts => {max_attempts},
+             END $handler$;\n",
+            self.name
+        )
+    }
+
+    /// The statement that registers it, or registers it anew.
+    pub fn registration(&self) -> String {
+        let Kind { name, max_attempts, options, .. } = self;
+        format!(
+            "SELECT background_jobs.register_handler('{name}', '\"{name}\"(jsonb)', max_attempts => {max_attempts},
                  retry_delay => '20 ms', max_retry_delay => '200 ms'{options});\n"
         )
     }

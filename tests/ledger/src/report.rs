@@ -1,7 +1,7 @@
 //! What the run tells: figures, and each violation with the history of its job.
 
 use crate::evidence::Evidence;
-use crate::history::{Outcome, Time};
+use crate::history::{Outcome, Time, Told, What};
 use crate::run::{Run, Violation};
 use server_tests::Uuid;
 use std::collections::BTreeMap;
@@ -31,6 +31,21 @@ pub fn print(run: &Run, evidence: &Evidence, figures: &Figures) {
     for (how, [acknowledged, failed, unknown]) in told {
         println!("  {how:<22} {acknowledged:>9} {failed:>7} {unknown:>8}");
     }
+    let mut hits: BTreeMap<String, usize> = BTreeMap::new();
+    for operation in &operations {
+        let hit = match operation.what {
+            What::Cancel { hit: true, .. } => "cancelled".to_owned(),
+            What::Delete { hit: true, .. } => "deleted".to_owned(),
+            What::Replace { hit: true, .. } => "replaced".to_owned(),
+            What::Retry { hit: true, .. } => "retried".to_owned(),
+            What::RunNow { hit: true, .. } => "run now".to_owned(),
+            What::Wait { told: Told::Completed(_), .. } => "waited for: completed".to_owned(),
+            What::Wait { told, .. } => format!("waited for: {told:?}").to_lowercase(),
+            _ => continue,
+        };
+        *hits.entry(hit).or_default() += 1;
+    }
+    println!("hits: {hits:?}");
     blows(run);
     let mut states: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for job in evidence.jobs.values() {

@@ -104,13 +104,13 @@ impl Run {
 pub struct Session<'a> {
     run: &'a Run,
     database: String,
-    role: &'static str,
+    role: String,
     client: Option<Client>,
 }
 
 impl<'a> Session<'a> {
-    pub fn new(run: &'a Run, database: &str, role: &'static str) -> Session<'a> {
-        Session { run, database: database.to_owned(), role, client: None }
+    pub fn new(run: &'a Run, database: &str, role: &str) -> Session<'a> {
+        Session { run, database: database.to_owned(), role: role.to_owned(), client: None }
     }
 
     /// The session, if the server takes one now; else a short wait.
@@ -121,7 +121,7 @@ impl<'a> Session<'a> {
             self.leave();
             // Counted first, so that whoever pauses us sees either the count or a session that was refused.
             self.run.connected.fetch_add(1, Ordering::SeqCst);
-            self.client = self.run.cluster.try_connect(&self.database, self.role).ok();
+            self.client = self.run.cluster.try_connect(&self.database, &self.role).ok();
             if self.client.is_none() {
                 self.run.connected.fetch_sub(1, Ordering::SeqCst);
             }

@@ -9,6 +9,20 @@ const DATABASES: [&str; 3] = ["north", "east", "south"];
 /// The second one's sessions are REPEATABLE READ by default, so that its handlers fail to serialize.
 const OWNERS: [&str; 2] = ["ada", "bob"];
 
+/// Whose table has partitions.
+const PARTITIONED: (&str, &str) = ("south", "ada");
+
+const PARTITIONED_TABLE: &str = "
+    CREATE TABLE background_jobs (
+        id uuid PRIMARY KEY DEFAULT gen_random_uuid(), timestamp timestamptz NOT NULL DEFAULT now(),
+        payload jsonb NOT NULL DEFAULT '{}', completed boolean NOT NULL DEFAULT false,
+        cancelled boolean NOT NULL DEFAULT false, progress real NOT NULL DEFAULT 0, result jsonb)
+        PARTITION BY HASH (id);
+    CREATE TABLE part_0 PARTITION OF background_jobs FOR VALUES WITH (MODULUS 3, REMAINDER 0);
+    CREATE TABLE part_1 PARTITION OF background_jobs FOR VALUES WITH (MODULUS 3, REMAINDER 1);
+    CREATE TABLE part_2 PARTITION OF background_jobs FOR VALUES WITH (MODULUS 3, REMAINDER 2);
+    SELECT background_jobs.attach('background_jobs');";
+
 /// Who submits, cancels and deletes: a role with nothing but those rights.
 pub const CLIENT: &str = "client";
 
@@ -86,11 +100,14 @@ fn create(cluster: &Cluster) -> Result<Vec<Table>, server_tests::postgres::Error
             let mut session = cluster.connect(database, owner);
             // attach() wants to see what is committed meanwhile.
             session.batch_execute("SET default_transaction_isolation = 'read committed'")?;
-            let optional = if owner == "ada" { "'{attempts,started_at,finished_at}'" } else { "'{}'" };
-            session.batch_execute(&format!("SELECT background_jobs.create_table(columns => {optional})"))?;
+            session.batch_execute(match (database, owner) {
+                PARTITIONED => PARTITIONED_TABLE,
+                (_, "ada") => "SELECT background_jobs.create_table(columns => '{attempts,started_at,finished_at}')",
+                _ => "SELECT background_jobs.create_table()",
+            })?;
             session.batch_execute(&include_str!("owner.sql").replace("@owner@", owner))?;
             for kind in KINDS {
-                session.batch_execute(&kind.create(owner))?;
+                session.batch_execute(&(kind.function(owner) + &kind.registration()))?;
             }
             let (database, owner) = (database.to_owned(), owner.to_owned());
             tables.push(Table { database, owner, backlog: AtomicI64::new(0) });

@@ -1,5 +1,6 @@
 //! I5, I6 and I14: how often handlers were started, one after the other, and in what session.
 
+use super::edges::retries;
 use crate::evidence::{Evidence, Start};
 use crate::kinds::Kind;
 use crate::run::{Blow, Run};
@@ -23,8 +24,10 @@ pub fn check(run: &Run, evidence: &Evidence) {
             run.violated("I5", table, Some(start.job), text);
         }
     }
+    let retries = retries(run);
     for job in evidence.starts_of.keys() {
-        repeated(run, evidence, job);
+        let lives = 1 + retries.get(job).map_or(0, |(_, possible)| *possible);
+        repeated(run, evidence, job, lives);
         overlapping(run, evidence, job);
     }
 }
@@ -38,13 +41,13 @@ fn was_charged(evidence: &Evidence, start: &Start) -> bool {
 }
 
 /// The same attempt is started again only if there was a reason: a conflict, a stop or a crash, a signal.
-fn repeated(run: &Run, evidence: &Evidence, job: &Uuid) {
+fn repeated(run: &Run, evidence: &Evidence, job: &Uuid, lives: usize) {
     let mut attempts: BTreeMap<(i32, i32), Vec<&Start>> = BTreeMap::new();
     for start in evidence.starts(job) {
         attempts.entry((start.seq, start.attempt)).or_default().push(start);
     }
     for ((_, number), starts) in attempts {
-        if starts.len() <= FREE {
+        if starts.len() <= FREE * lives {
             continue;
         }
         let (first, last) = (starts[0].at, starts[starts.len() - 1].at);
@@ -52,7 +55,7 @@ fn repeated(run: &Run, evidence: &Evidence, job: &Uuid) {
             evidence.attempts(job).iter().filter(|attempt| attempt.attempt == number && attempt.outcome == "conflict");
         let blows = run.events().into_iter().filter(|event| event.kind != Blow::Other);
         let reasons = conflicts.count() + blows.filter(|event| event.at > first - 0.1 && event.at < last).count();
-        if starts.len() > FREE + reasons {
+        if starts.len() > FREE * lives + reasons {
             let table = evidence.jobs.get(job).map(|job| job.table);
             let text = format!("attempt {number} was started {} times, with {reasons} reasons to", starts.len());
             run.violated("I5", table, Some(*job), text);

@@ -1,13 +1,22 @@
 //! I8 and I9: the states and the progress of a row, as its readers saw them one after the other.
 
 use crate::evidence::{Edge, Evidence};
+use crate::history::{Outcome, What};
 use crate::run::Run;
 use server_tests::Uuid;
+use std::collections::HashMap;
 
 pub fn check(run: &Run, evidence: &Evidence) {
+    let retries = retries(run);
     for (job, edges) in &evidence.edges {
         let table = evidence.jobs.get(job).map(|job| job.table);
         if let Some(text) = states(edges) {
+            run.violated("I9", table, Some(*job), text);
+        }
+        let reopened = edges.iter().filter(|edge| is_reopening(edge)).count();
+        let (told, at_most) = retries.get(job).copied().unwrap_or_default();
+        if reopened < told || reopened > at_most {
+            let text = format!("it was opened again {reopened} times, and retry() did so {told} to {at_most} times");
             run.violated("I9", table, Some(*job), text);
         }
         if reports(evidence, job)
@@ -18,12 +27,29 @@ pub fn check(run: &Run, evidence: &Evidence) {
     }
 }
 
+/// How often retry() has certainly and possibly opened a job again.
+pub fn retries(run: &Run) -> HashMap<Uuid, (usize, usize)> {
+    let mut retries: HashMap<Uuid, (usize, usize)> = HashMap::new();
+    for operation in run.history.operations() {
+        let What::Retry { job, hit: true } = operation.what else { continue };
+        let (certain, possible) = retries.entry(job).or_default();
+        *certain += usize::from(operation.outcome == Outcome::Acknowledged);
+        *possible += usize::from(operation.outcome != Outcome::Failed);
+    }
+    retries
+}
+
+fn is_reopening(edge: &Edge) -> bool {
+    matches!(edge.old.as_str(), "failed" | "cancelled") && edge.new == "open"
+}
+
 fn states(edges: &[Edge]) -> Option<String> {
     let mut before = "none";
     for edge in edges {
         let legal = match (edge.old.as_str(), edge.new.as_str()) {
             ("none", "open") => matches!(before, "none" | "gone"),
             ("open", "open" | "completed" | "failed" | "cancelled" | "gone") => before == "open",
+            ("failed" | "cancelled", "open") => before == edge.old,
             _ => false,
         };
         if !legal {
@@ -43,7 +69,7 @@ fn reports(evidence: &Evidence, job: &Uuid) -> bool {
 fn progress(edges: &[Edge]) -> Option<String> {
     let (mut attempt, mut highest, mut seq) = (0, 0.0_f32, 0);
     for edge in edges {
-        if edge.seq != seq {
+        if edge.seq != seq || is_reopening(edge) {
             (attempt, highest, seq) = (0, 0.0, edge.seq);
         }
         if edge.new != "open" || edge.progress == 0.0 {
@@ -76,6 +102,10 @@ mod tests {
         assert_eq!(states(&lived), None);
         let revived = [edge("none", "open", 0.0), edge("open", "failed", 0.0), edge("failed", "completed", 1.0)];
         assert!(states(&revived).is_some());
+        let undone = [edge("none", "open", 0.0), edge("open", "completed", 1.0), edge("completed", "open", 0.0)];
+        assert!(states(&undone).is_some());
+        let retried = [edge("none", "open", 0.0), edge("open", "failed", 0.0), edge("failed", "open", 0.0)];
+        assert_eq!(states(&retried), None);
     }
 
     #[test]

@@ -17,6 +17,8 @@ struct Fate {
     maybe_cancelled: bool,
     deleted: bool,
     maybe_deleted: bool,
+    /// retry() may have opened it again.
+    maybe_retried: bool,
     /// Ends of the operations that found it final already.
     missed: Vec<Time>,
 }
@@ -61,7 +63,13 @@ fn fates(run: &Run) -> HashMap<Uuid, Fate> {
             Outcome::Failed => continue,
         };
         let (job, hit) = match operation.what {
-            What::Insert(_) => continue,
+            What::Retry { job, hit } => {
+                if let Some(fate) = fates.get_mut(&job) {
+                    fate.maybe_retried |= hit && possible;
+                }
+                continue;
+            }
+            What::Insert(_) | What::RunNow { .. } | What::Wait { .. } | What::Register => continue,
             What::Cancel { job, hit } | What::Delete { job, hit } => (job, hit),
             What::Replace { new, hit, .. } => (new.job, hit),
         };
@@ -102,7 +110,7 @@ fn existence(fate: &Fate, row: Option<&Job>, told: &impl Fn(&'static str, String
         Some((.., true)) => told("I4", format!("number {} was replaced, and the row is there", row.seq)),
         Some(_) => {}
     }
-    if fate.cancelled && row.state != "cancelled" {
+    if fate.cancelled && !fate.maybe_retried && row.state != "cancelled" {
         told("I4", format!("its cancel was acknowledged, and it is {}", row.state));
     }
     if row.state == "cancelled" && !fate.maybe_cancelled {

@@ -1,6 +1,7 @@
 //! The judge: compares what the clients were told with what there is. It knows the promises and nothing of how they are kept.
 
 mod attempts;
+mod calls;
 mod crashes;
 mod edges;
 mod fates;
@@ -16,5 +17,6 @@ pub fn check(run: &Run, evidence: &Evidence) {
     attempts::check(run, evidence);
     crashes::check(run, evidence);
     edges::check(run, evidence);
+    calls::check(run, evidence);
     rest::log(run);
 }

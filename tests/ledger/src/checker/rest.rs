@@ -27,7 +27,7 @@ pub fn at_rest(run: &Run) -> Result<(), Error> {
         }
         let sound = "SELECT bt_index_check(indexrelid, true) FROM pg_index JOIN pg_class c ON c.oid = indexrelid
             JOIN pg_namespace n ON n.oid = relnamespace JOIN pg_am a ON a.oid = relam
-            WHERE nspname IN ('background_jobs', $1) AND amname = 'btree' AND indisvalid";
+            WHERE nspname IN ('background_jobs', $1) AND amname = 'btree' AND indisvalid AND c.relkind = 'i'";
         if let Err(error) = admin.query(sound, &[owner]) {
             run.violated("I18", Some(number), None, format!("amcheck: {error:?}"));
         }

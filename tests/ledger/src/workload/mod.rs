@@ -1,8 +1,9 @@
-//! The clients: they submit, cancel, delete and replace jobs, and write down what they were told.
+//! The clients: they submit, cancel, delete, replace, retry and await jobs, and write down what they were told.
 
 mod canceller;
 mod enqueuer;
 mod observer;
+mod owner;
 
 pub use canceller::{Take, Way};
 pub use enqueuer::{new_id, payload};
@@ -16,6 +17,8 @@ use std::thread::Scope;
 pub fn start<'scope>(scope: &'scope Scope<'scope, '_>, run: &'scope Run) {
     for number in 0..run.tables.len() {
         scope.spawn(move || enqueuer::Enqueuer::new(run, number).work());
+        scope.spawn(move || owner::work(run, number));
+        scope.spawn(move || owner::wait(run, number));
     }
     let mut databases: Vec<&str> = run.tables.iter().map(|table| table.database.as_str()).collect();
     databases.dedup();
