@@ -70,6 +70,8 @@ pub struct Dispatcher {
     claims: HashMap<JobRef, Claimed>,
     /// Jobs that were submitted again while an earlier run of their id is still claimed.
     skipped: HashMap<JobRef, (LaneKey, clock::Timestamp)>,
+    /// Were running when the server crashed, and could not be charged yet.
+    uncharged: HashSet<JobRef>,
     roster: Roster,
     next_poll: Instant,
     next_housekeeping: Instant,
@@ -123,9 +125,6 @@ pub fn main(argument: u64) {
     bgworker::report_activity(None);
     let mut dispatcher = Dispatcher::new(slot, database);
     dispatcher.roster.adopt(database, &mut dispatcher.claims);
-    if xact::transaction(database::has_extension).unwrap_or(false) {
-        dispatcher.charge_suspects();
-    }
     run(|| dispatcher.tick());
 }
 
@@ -142,6 +141,7 @@ impl Dispatcher {
             lanes: HashMap::new(),
             claims: HashMap::new(),
             skipped: HashMap::new(),
+            uncharged: HashSet::new(),
             roster: Roster::default(),
             next_poll: now,
             next_housekeeping: now,
@@ -171,7 +171,7 @@ impl Dispatcher {
         let allowed = gucs::database_allowed(&self.name);
         let news = self.must_look().then(|| self.news());
         let news = if allowed { news.and_then(|news| self.take_over(news)) } else { news };
-        if self.handlers_version.is_some() && news.as_ref().is_some_and(|news| news.poll) {
+        if news.as_ref().is_some_and(|news| news.poll) {
             self.charge_suspects();
         }
         self.drain();
@@ -196,15 +196,17 @@ impl Dispatcher {
     }
 
     fn must_look(&self) -> bool {
-        let monotone_now = shmem::monotone_now();
         Instant::now() >= self.next_poll
             || self.handlers_version != Some(self.slot.handlers_version.load(Ordering::Acquire))
             || self.slot.withdrawn.load(Ordering::Acquire)
             || self.slot.has_notes()
-            || self
-                .lanes
-                .values()
-                .any(|lane| lane.is_low() || lane.due_in(monotone_now).is_some_and(|wait| wait.is_zero()))
+            || self.lanes_want_a_look()
+    }
+
+    /// Is there a lane to be read on, or one where something has become due?
+    fn lanes_want_a_look(&self) -> bool {
+        let now = shmem::monotone_now();
+        self.lanes.values().any(|lane| lane.is_low() || lane.due_in(now).is_some_and(|wait| wait.is_zero()))
     }
 
     fn news(&self) -> News {
@@ -224,14 +226,15 @@ impl Dispatcher {
         }
         let Some(notes) = &mut news.notes else { return Some(news) };
         notes.retain(|note| !self.accept(note));
-        (!notes.is_empty()).then_some(news)
+        (!notes.is_empty() || self.lanes_want_a_look()).then_some(news)
     }
 
     fn accept(&mut self, note: &Note) -> bool {
         let Some(job) = note.only() else { return false };
         let key = note.lane();
         let known = self.handlers.contains_key(&(key.table, key.handler.clone()));
-        if !known || self.claims.contains_key(&JobRef { table: key.table, id: job.id }) {
+        let other = JobRef { table: key.table, id: job.id };
+        if !known || self.claims.contains_key(&other) || self.uncharged.contains(&other) {
             return false;
         }
         match self.lanes.get_mut(&key) {
@@ -286,7 +289,7 @@ impl Dispatcher {
             self.prune_next = true;
         }
         let monotone_now = shmem::monotone_now();
-        let (claims, skipped) = (&self.claims, &mut self.skipped);
+        let (claims, uncharged, skipped) = (&self.claims, &self.uncharged, &mut self.skipped);
         for lane in self.lanes.values_mut() {
             lane.fill(monotone_now, |key, job, waiting| {
                 let claimed = claims.get(job).map(|claimed| claimed.enqueued_at);
@@ -294,7 +297,7 @@ impl Dispatcher {
                 if reading == Reading::Remember {
                     skipped.insert(*job, (key.clone(), waiting.run_at));
                 }
-                reading != Reading::Keep
+                reading != Reading::Keep || uncharged.contains(job)
             });
         }
         // Empty ones are kept for the place that they remember, unless there are very many.

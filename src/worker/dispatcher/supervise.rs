@@ -10,7 +10,7 @@ use crate::job::{LaneKey, Setback, Timing};
 use crate::journal;
 use crate::pg::call::random_unit;
 use crate::pg::error::PgError;
-use crate::pg::{guc, lwlock, signal, spi, xact};
+use crate::pg::{database, guc, lwlock, signal, spi, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
 use crate::protocol::{self, Rescue};
@@ -69,8 +69,16 @@ impl Dispatcher {
             return;
         }
         let Some(claimed) = self.forget(assignment, executor) else { return };
+        if assignment.action == Action::Restart {
+            // Its lane may have passed by the job meanwhile.
+            let of_handler =
+                |lane: &&mut Lane| (lane.key.table, &lane.key.handler) == (claimed.lane.table, &claimed.lane.handler);
+            self.lanes.values_mut().filter(of_handler).for_each(Lane::rewind);
+        }
         if run_us != REFUSED {
-            self.roster.pace.note(&claimed.lane, run_us);
+            if assignment.action == Action::Run {
+                self.roster.pace.note(&claimed.lane, run_us);
+            }
             return;
         }
         self.note(claimed.lane, assignment.due_at);
@@ -170,35 +178,42 @@ impl Dispatcher {
         self.note(lane, run_at);
     }
 
-    /// Charges the jobs that were running in this database when the server crashed, and lets them wait.
+    /// Charges the jobs that were running in this database when the server crashed, and lets them wait. Those that cannot be
+    /// charged now (somebody has them locked) are not handed out before they are.
     pub fn charge_suspects(&mut self) {
         let suspects = journal::suspects(self.database);
+        self.uncharged.clear();
         if suspects.is_empty() || planted::is(Bug::NoCrashCharge) {
             return;
         }
         let error = PgError::new(PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN, "the server crashed while the job ran")
             .hint("The server log says what happened.");
         let quarantine = monotone_now() + gucs::crash_quarantine().as_micros() as i64;
-        let charged = xact::transaction(|| {
-            // Whatever the setting: what is charged has to stay charged if the server crashes again.
-            guc::set_local(c"synchronous_commit", "on");
-            spi::connect(|| {
-                for (_, entry) in &suspects {
-                    let document = catalog::error_document(&error);
-                    if catalog::put_back(&entry.assignment, Timing::Quarantine, quarantine, document) {
-                        catalog::log_attempt(&entry.assignment, Setback::Crashed, document, entry.started_at, 0);
-                    }
-                }
+        for (place, entry) in suspects {
+            let charged = xact::transaction(|| {
+                // Whatever the setting: what is charged has to stay charged if the server crashes again.
+                guc::set_local(c"synchronous_commit", "on");
+                database::has_extension().then(|| {
+                    spi::connect(|| {
+                        let document = catalog::error_document(&error);
+                        if catalog::put_back(&entry.assignment, Timing::Quarantine, quarantine, document) {
+                            catalog::log_attempt(&entry.assignment, Setback::Crashed, document, entry.started_at, 0);
+                        }
+                    });
+                })
             });
-        });
-        match charged {
-            Ok(()) => {
-                let places: Vec<usize> = suspects.iter().map(|(place, _)| *place).collect();
-                journal::acquit(&places);
-                let restart = |assignment| Assignment { action: Action::Restart, suspect: false, ..assignment };
-                self.restarts.extend(suspects.iter().map(|(_, entry)| restart(entry.assignment)));
+            match charged {
+                Ok(None) => {}
+                Ok(Some(())) => {
+                    journal::acquit(&[place]);
+                    let restart = Assignment { action: Action::Restart, suspect: false, ..entry.assignment };
+                    self.restarts.push(restart);
+                }
+                Err(error) => {
+                    self.uncharged.insert(entry.assignment.job());
+                    self.complain("suspects".to_string(), &error.without_data());
+                }
             }
-            Err(error) => error.log(),
         }
     }
 

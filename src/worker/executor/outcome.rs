@@ -261,26 +261,31 @@ fn setback_of(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
     let retry_at = policy.delay_after(assignment.attempt, random_unit()).map(after);
     let memory = executor.memory;
     // The owner's row first, as a client's transaction would do it: row, then queue, in one order everywhere.
-    let result = bookkeeping(|| {
-        spi::connect(|| {
-            let document = catalog::error_document(error);
-            catalog::log_attempt(assignment, setback, document, started_at, own_pid());
-            match retry_at {
-                Some(_) => None,
-                None => Some(catalog::failure_result(document, assignment.attempt, &memory)),
-            }
-        })
-    });
-    match (retry_at, result) {
-        (Some(run_at), _) => {
+    let ended = match retry_at {
+        Some(run_at) => {
             restart_progress(executor, job);
             let put_back = bookkeeping(|| {
                 spi::connect(|| catalog::put_back(assignment, Timing::Retry, run_at, catalog::error_document(error)))
             });
             if put_back { Ended::Retry(run_at) } else { Ended::Withdrawn }
         }
-        (None, result) => fail(executor, job, result.flatten(), started_at),
+        None => {
+            let result = bookkeeping(|| {
+                spi::connect(|| catalog::failure_result(catalog::error_document(error), assignment.attempt, &memory))
+            });
+            fail(executor, job, result, started_at)
+        }
+    };
+    // Of a submission that is no longer there nothing is kept: a retry() would take it for its own.
+    if !matches!(ended, Ended::Withdrawn) {
+        bookkeeping(|| {
+            spi::connect(|| {
+                let document = catalog::error_document(error);
+                catalog::log_attempt(assignment, setback, document, started_at, own_pid());
+            });
+        });
     }
+    ended
 }
 
 /// The next attempt starts at zero, for all to see.

@@ -7,6 +7,7 @@
 use crate::{keeper, os};
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -93,6 +94,7 @@ impl Installation {
             let data = home.join("template");
             let mut initdb = os::server_command(self.program("initdb"), &home);
             initdb.args(["--no-sync", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale"]);
+            initdb.process_group(0);
             os::run(initdb.arg("-D").arg(&data));
             data
         });
