@@ -2,7 +2,7 @@
 
 use crate::wait::attempt;
 use postgres::Client;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Each counts what should not be there.
 const QUIET: &[(&str, &str)] = &[
@@ -32,19 +32,22 @@ const QUIET: &[(&str, &str)] = &[
 ];
 
 /// What is not as it should be in an idle server with `databases` dispatchers, as `admin`, a superuser in one of them, sees it.
-/// The server is given ten seconds for each, because a worker may look into its queue at any moment.
+/// The server is given ten seconds in all, because a worker may look into its queue at any moment.
 pub fn unrest(admin: &mut Client, databases: u32) -> Vec<String> {
     let dispatchers = format!(
         "SELECT abs({databases} - count(*)) + abs({databases} - count(DISTINCT datid)) FROM pg_stat_activity
           WHERE backend_type = 'background_jobs dispatcher'"
     );
     let all = QUIET.iter().copied().chain([("there is not exactly one dispatcher in each database", &*dispatchers)]);
+    let begun = Instant::now();
     let mut unrest = Vec::new();
     for (what, query) in all {
-        let quiet = attempt(Duration::from_secs(10), what, || match admin.query_one(query, &[]) {
-            Ok(row) if row.get::<_, i64>(0) == 0 => Ok(()),
-            Ok(row) => Err(row.get::<_, i64>(0).to_string()),
-            Err(error) => Err(format!("{error:?}")),
+        let quiet = attempt(Duration::from_secs(10).saturating_sub(begun.elapsed()), what, || {
+            match admin.query_one(query, &[]) {
+                Ok(row) if row.get::<_, i64>(0) == 0 => Ok(()),
+                Ok(row) => Err(row.get::<_, i64>(0).to_string()),
+                Err(error) => Err(format!("{error:?}")),
+            }
         });
         unrest.extend(quiet.err());
     }
