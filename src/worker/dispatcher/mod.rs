@@ -13,7 +13,7 @@ use crate::catalog::{self, Handler};
 use crate::gucs;
 use crate::job::{JobRef, LaneKey};
 use crate::pg::error::PgError;
-use crate::pg::{bgworker, clock, database, guc, lwlock, relation, signal, spi, xact};
+use crate::pg::{bgworker, clock, database, guc, lwlock, memory, relation, signal, spi, xact};
 use crate::protocol::{self, Reading};
 use crate::shmem::{self, Assignment, DatabaseSlot, Exit, Note};
 use crate::worker::{DISPATCHER, Next, run};
@@ -171,7 +171,8 @@ impl Dispatcher {
         let allowed = gucs::database_allowed(&self.name);
         let news = self.must_look().then(|| self.news());
         let news = if allowed { news.and_then(|news| self.take_over(news)) } else { news };
-        if news.as_ref().is_some_and(|news| news.poll) {
+        let polled = news.as_ref().is_some_and(|news| news.poll);
+        if polled {
             self.charge_suspects();
         }
         self.drain();
@@ -188,6 +189,9 @@ impl Dispatcher {
             self.assign();
         }
         self.supervise();
+        if polled {
+            memory::give_back();
+        }
         if std::mem::take(&mut self.prune_next) {
             self.prune();
         }

@@ -18,7 +18,7 @@ use crate::catalog::{self, Counts};
 use crate::gucs;
 use crate::handler::Handlers;
 use crate::journal;
-use crate::pg::memory::Context;
+use crate::pg::memory::{self, Context};
 use crate::pg::role::bookkeeping;
 use crate::pg::{bgworker, clock, guc, lwlock, role, signal, spi, xact};
 use crate::shmem::{self, DatabaseSlot, ExecutorSlot, SlotState};
@@ -223,6 +223,7 @@ impl Executor {
             error.log();
         }
         bgworker::report_statistics();
+        memory::give_back();
     }
 
     fn count(&mut self, table: u32, handler: &str, add: impl FnOnce(&mut Counts)) {
