@@ -222,7 +222,9 @@ pub struct Statements {
     pub load_many: Statement,
     /// $1 id, $2 result, $3 attempts, $4 started_at, $5 finished_at, $6 the progress that was reported
     pub complete: Statement,
-    /// the same; leaves the progress where the attempt got to
+    /// $1 ids, $2 results, $3 attempts, $4 started_at, $5 finished_at: several at once
+    pub complete_many: Statement,
+    /// as `complete`; leaves the progress where the attempt got to
     pub fail: Statement,
     /// $1 id
     pub restart: Statement,
@@ -234,11 +236,13 @@ impl Statements {
     pub fn new(table: &Relation, options: &Options) -> Self {
         let name = format!("{}.{}", quote(&table.schema), quote(&table.name));
         let own = "id OPERATOR(pg_catalog.=) $1";
-        let times = [("attempts", "$3"), ("started_at", "$4"), ("finished_at", "$5")]
-            .iter()
-            .filter(|(column, _)| options.uses(column))
-            .map(|(column, parameter)| format!(", {column} = {parameter}"))
-            .collect::<String>();
+        let written = |values: [(&str, &str); 3]| {
+            let used = values.into_iter().filter(|(column, _)| options.uses(column));
+            used.map(|(column, value)| format!(", {column} = {value}")).collect::<String>()
+        };
+        let times = written([("attempts", "$3"), ("started_at", "$4"), ("finished_at", "$5")]);
+        let times_of_many =
+            written([("attempts", "ended.attempts"), ("started_at", "ended.started_at"), ("finished_at", "$5")]);
         let guard = if planted::is(Bug::NoCancelGuard) { "completed IS NOT TRUE" } else { UNFINISHED };
         let finish = |progress: &str| {
             Statement::new(
@@ -271,6 +275,20 @@ impl Statements {
                 &[pg_sys::UUIDARRAYOID],
             ),
             complete: finish("1"),
+            complete_many: Statement::new(
+                format!(
+                    "UPDATE {name} job SET completed = true, progress = 1, result = ended.result{times_of_many} \
+                       FROM unnest($1, $2, $3, $4) ended(id, result, attempts, started_at) \
+                      WHERE job.id OPERATOR(pg_catalog.=) ended.id AND {guard}"
+                ),
+                &[
+                    pg_sys::UUIDARRAYOID,
+                    pg_sys::JSONBARRAYOID,
+                    pg_sys::INT4ARRAYOID,
+                    pg_sys::TIMESTAMPTZARRAYOID,
+                    pg_sys::TIMESTAMPTZOID,
+                ],
+            ),
             fail: finish("GREATEST(progress, $6)"),
             restart: Statement::new(
                 format!(

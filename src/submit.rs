@@ -52,7 +52,7 @@ thread_local! {
     static SOMETHING_PENDING: Cell<bool> = const { Cell::new(false) };
     static PRIORITIES: RefCell<Priorities> = RefCell::new(Priorities::default());
     static LAST_ARRIVAL: Cell<Timestamp> = const { Cell::new(0) };
-    static FINISHING: Cell<Option<JobRef>> = const { Cell::new(None) };
+    static FINISHING: RefCell<Vec<JobRef>> = const { RefCell::new(Vec::new()) };
 }
 
 fn pending(f: impl FnOnce(&mut Pending)) {
@@ -181,17 +181,21 @@ pub fn arrival() -> Timestamp {
     arrival
 }
 
-/// Runs `f`, which finishes `job`: its own UPDATE is not a client's.
-pub fn while_finishing<T>(job: JobRef, f: impl FnOnce() -> T) -> T {
-    FINISHING.set(Some(job));
+/// Runs `f`, which finishes these jobs: its own UPDATE is not a client's.
+pub fn while_finishing<T>(jobs: Vec<JobRef>, f: impl FnOnce() -> T) -> T {
+    FINISHING.replace(jobs);
     let value = f();
-    FINISHING.set(None);
+    not_finishing();
     value
 }
 
 /// After an error inside `while_finishing`.
 pub fn not_finishing() {
-    FINISHING.set(None);
+    FINISHING.take();
+}
+
+fn is_finishing(job: JobRef) -> bool {
+    FINISHING.with_borrow(|jobs| jobs.contains(&job))
 }
 
 /// When a job is due that asks for `run_at`: now, or not before that. A time in the past keeps its place in the order, but
@@ -377,7 +381,7 @@ pub fn withdraw(call: &Call) {
     match (call.event(), call.is_row(), call.first_row(), call.second_row()) {
         (Event::Update, true, Some(old), Some(new)) => {
             let (before, after) = (job_of(&old, table), job_of(&new, table));
-            if FINISHING.get() == Some(before) {
+            if is_finishing(before) {
                 return;
             }
             let flags = flags(&new);
@@ -392,7 +396,7 @@ pub fn withdraw(call: &Call) {
         }
         (Event::Delete, true, Some(old), _) => {
             let job = job_of(&old, table);
-            if FINISHING.get() != Some(job) {
+            if !is_finishing(job) {
                 take_out(job);
             }
         }

@@ -3,7 +3,7 @@
 use crate::pg::encoding;
 use crate::pg::error::PgError;
 use crate::pg::memory::{Context, HeldDatum, hold_varlena};
-use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, pg_sys};
+use pgrx::{FromDatum, PgSqlErrorCode, pg_sys};
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
 
@@ -225,9 +225,40 @@ pub fn uuid(id: &[u8; 16]) -> Option<pg_sys::Datum> {
     Some(pg_sys::Datum::from(id.as_ptr()))
 }
 
-/// An array of uuids in the current memory context.
-pub fn uuids(ids: &[[u8; 16]]) -> Option<pg_sys::Datum> {
-    ids.iter().map(|id| pgrx::Uuid::from_bytes(*id)).collect::<Vec<_>>().into_datum()
+/// An array in the current memory context.
+fn array(
+    elements: impl Iterator<Item = Option<pg_sys::Datum>>,
+    kind: pg_sys::Oid,
+    length: i32,
+    by_value: bool,
+    alignment: u8,
+) -> Option<pg_sys::Datum> {
+    let (mut values, mut nulls): (Vec<pg_sys::Datum>, Vec<bool>) =
+        elements.map(|element| (element.unwrap_or(0.into()), element.is_none())).unzip();
+    let (mut size, mut first) = (values.len() as i32, 1);
+    // SAFETY: both arrays have `size` elements, which are of the type that length, passing and alignment belong to; copied.
+    let array = unsafe {
+        let alignment = alignment as std::ffi::c_char;
+        let (values, nulls) = (values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::construct_md_array(values, nulls, 1, &mut size, &mut first, kind, length, by_value, alignment)
+    };
+    Some(pg_sys::Datum::from(array))
+}
+
+pub fn uuids<'a>(ids: impl Iterator<Item = &'a [u8; 16]>) -> Option<pg_sys::Datum> {
+    array(ids.map(uuid), pg_sys::UUIDOID, 16, false, b'c')
+}
+
+pub fn jsonbs(documents: impl Iterator<Item = Option<pg_sys::Datum>>) -> Option<pg_sys::Datum> {
+    array(documents, pg_sys::JSONBOID, -1, false, b'i')
+}
+
+pub fn int4s(numbers: impl Iterator<Item = i32>) -> Option<pg_sys::Datum> {
+    array(numbers.map(|number| Some(pg_sys::Datum::from(number))), pg_sys::INT4OID, 4, true, b'i')
+}
+
+pub fn timestamps(times: impl Iterator<Item = i64>) -> Option<pg_sys::Datum> {
+    array(times.map(timestamp), pg_sys::TIMESTAMPTZOID, 8, true, b'd')
 }
 
 pub fn text(value: &str) -> Option<pg_sys::Datum> {

@@ -2,7 +2,6 @@
 
 use super::{Executor, run};
 use crate::handler::Handler;
-use crate::job::JobId;
 use crate::job_table::Statements;
 use crate::pg::error::forget_cancel;
 use crate::pg::guc;
@@ -171,11 +170,10 @@ fn read(statements: &Statements, jobs: &[Numbered]) -> Rows {
     if let [(_, only)] = jobs {
         return statements.load.read(&[spi::uuid(&only.id)], 1);
     }
-    let ids: Vec<JobId> = jobs.iter().map(|(_, assignment)| assignment.id).collect();
     // A plan that was made when the table was small would read all of it when it is not.
     guc::nested(|| {
         guc::set_local(c"enable_seqscan", "off");
-        statements.load_many.read(&[spi::uuids(&ids)], 0)
+        statements.load_many.read(&[spi::uuids(jobs.iter().map(|(_, assignment)| &assignment.id))], 0)
     })
 }
 

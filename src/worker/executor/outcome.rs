@@ -2,10 +2,11 @@
 
 use super::Executor;
 use super::batch::Job;
-use super::run::PATIENCE;
+use super::run::{COMPANY, PATIENCE};
 use crate::catalog;
 use crate::gucs;
 use crate::job::{Setback, Timing};
+use crate::job_table::Statements;
 use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
@@ -75,6 +76,55 @@ pub fn complete(
             PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise();
         }
     }
+}
+
+/// A job whose handler has returned, and whose completion is to be written.
+#[derive(Clone, Copy)]
+pub struct Returned {
+    pub assignment: Assignment,
+    pub result: Option<HeldDatum>,
+    pub started_at: Timestamp,
+}
+
+/// Writes the completions of several jobs. Raises an error if one of them does not find its row open, or is not the attempt that
+/// may finish its job: each has to be run by itself then, because the effects of all are in the transaction already. That one
+/// cannot wait for a row either, with the others finished.
+pub fn complete_together(executor: &mut Executor, returned: &[Returned]) {
+    for jobs in returned.chunk_by(|a, b| a.assignment.table == b.assignment.table) {
+        let completed = guc::with_lock_timeout(COMPANY, || {
+            let table = executor.tables.open(jobs[0].assignment.table, Lock::Write)?;
+            Some(complete_in(&table, jobs))
+        });
+        let written = completed == Some(jobs.len()) && jobs.iter().all(|job| fence(&job.assignment));
+        if !written && !planted::is(Bug::EffectsApart) {
+            PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "a background job of a batch was withdrawn").raise();
+        }
+    }
+}
+
+/// How many rows it reached.
+fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
+    let ids = jobs.iter().map(|job| &job.assignment.id);
+    let (attempts, starts) = (jobs.iter().map(|job| job.assignment.attempt), jobs.iter().map(|job| job.started_at));
+    let refs = jobs.iter().map(|job| job.assignment.job()).collect();
+    guc::nested(|| {
+        // As for `Statements::load_many`.
+        for setting in [c"enable_seqscan", c"enable_hashjoin", c"enable_mergejoin"] {
+            guc::set_local(setting, "off");
+        }
+        submit::while_finishing(refs, || {
+            spi::connect(|| {
+                let arguments = [
+                    spi::uuids(ids),
+                    spi::jsonbs(jobs.iter().map(|job| job.result.map(|held| held.0))),
+                    spi::int4s(attempts),
+                    spi::timestamps(starts),
+                    spi::timestamp(clock::now()),
+                ];
+                table.complete_many.execute(&arguments, 0).processed
+            })
+        })
+    })
 }
 
 /// The run found its job withdrawn, and was rolled back. By somebody else, it stays so. By its own handler, that was rolled
@@ -166,7 +216,7 @@ fn finish_row(
 ///
 /// A client that keeps the row locked must not keep the executor: it is a conflict then, and the job runs again.
 fn on_row<T>(job: &Job, f: impl FnOnce() -> T) -> T {
-    guc::with_lock_timeout(ROW_PATIENCE, || guc::nested(|| submit::while_finishing(job.assignment.job(), f)))
+    guc::with_lock_timeout(ROW_PATIENCE, || guc::nested(|| submit::while_finishing(vec![job.assignment.job()], f)))
 }
 
 /// How long the end of a run waits for a lock on the job's row.

@@ -7,7 +7,7 @@
 
 use super::Executor;
 use super::batch::{Job, LIMIT};
-use super::outcome::{self, Ended};
+use super::outcome::{self, Ended, Returned};
 use crate::job::{LaneKey, Timing, format_id};
 use crate::journal::{self, Entry};
 use crate::pg::error::{PgError, forget_cancel};
@@ -25,7 +25,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long finished jobs wait for others to share their commit.
-const COMPANY: Duration = Duration::from_millis(5);
+pub const COMPANY: Duration = Duration::from_millis(5);
 
 /// How long code of the owner may take that is no handler: triggers, policies and constraints around its rows.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -80,31 +80,39 @@ pub fn all(executor: &mut Executor, jobs: Vec<Job>) {
     let mut jobs = VecDeque::from(jobs);
     while !jobs.is_empty() {
         let (mut runs, mut tried) = (Vec::new(), 0);
-        match commit_some(executor, &mut jobs, &mut runs, &mut tried) {
+        let together = jobs.len() > 1;
+        match commit_some(executor, &mut jobs, together, &mut runs, &mut tried) {
             Ok(()) => {
                 jobs.drain(..runs.len());
                 settle(executor, &runs);
             }
-            Err(error) if tried < 2 => {
+            Err(error) if !together || (tried < 2 && !shares_commit(executor, &jobs[0])) => {
                 if let Some(job) = jobs.pop_front() {
                     give_up(executor, &job, error);
                 }
             }
-            Err(_) => jobs.iter_mut().take(tried).for_each(|job| job.alone = true),
+            Err(_) => {
+                forget_cancel();
+                submit::not_finishing();
+                jobs.iter_mut().take(tried).for_each(|job| job.alone = true);
+            }
         }
     }
 }
 
-/// Runs the first job, and as many of the next as may share its commit, in one transaction. `runs` gets one element for each
-/// of the first jobs that is done with; `tried` counts those that were begun, the one that an error came from included.
+/// Runs the first job, and as many of the next as may share its commit, in one transaction; `together`: then their completions
+/// are written with one statement at the end. `runs` gets one element for each of the first jobs that is done with; `tried`
+/// counts those that were begun, the one that an error came from included.
 fn commit_some(
     executor: &mut Executor,
     jobs: &mut VecDeque<Job>,
+    together: bool,
     runs: &mut Vec<Run>,
     tried: &mut usize,
 ) -> Result<(), PgError> {
     xact::user_transaction(|| {
         let mut first_finished: Option<Instant> = None;
+        let mut returned = Vec::new();
         let durability = jobs[0].handler.definition.synchronous_commit.clone();
         if let Some(value) = &durability {
             guc::set_local(c"synchronous_commit", value);
@@ -123,7 +131,8 @@ fn commit_some(
                 continue;
             }
             job.taken = true;
-            let run = run_one(executor, job, waited.map(|waited| COMPANY - waited));
+            let later = (together && shares_commit(executor, job)).then_some(&mut returned);
+            let run = run_one(executor, job, waited.map(|waited| COMPANY - waited), later);
             if matches!(run.ended, Ended::Overran) {
                 job.alone = true;
                 break;
@@ -134,9 +143,10 @@ fn commit_some(
                 break;
             }
         }
-        if runs.len() > 1 {
-            // Deferred triggers that take too long: every job again, in a commit of its own.
+        if runs.len() > 1 || !returned.is_empty() {
+            // Triggers that take too long, deferred ones too: every job again, in a commit of its own.
             timer::arm(PATIENCE);
+            outcome::complete_together(executor, &returned);
         }
     })
     .inspect(|()| timer::disarm())
@@ -153,9 +163,9 @@ impl Run {
     }
 }
 
-/// Runs one job in a subtransaction, up to the point where only the commit is missing. `company` is how long it may
-/// take because finished jobs wait for it.
-fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run {
+/// Runs one job in a subtransaction, up to the point where only the commit is missing; if `later` takes the returned job, its
+/// completion as well. `company` is how long it may take because finished jobs wait for it.
+fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>, later: Option<&mut Vec<Returned>>) -> Run {
     let slot = executor.slot;
     let mut run = Run::of(job, Ended::Completed);
     run.started_at = clock::now();
@@ -199,7 +209,10 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run
             PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was interrupted").raise();
         }
         close_progress(executor);
-        outcome::complete(executor, job, value, run.started_at, &mut withdrawn);
+        if later.is_none() {
+            outcome::complete(executor, job, value, run.started_at, &mut withdrawn);
+        }
+        value
     });
     timer::disarm();
     if run.took.is_zero() {
@@ -218,7 +231,11 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>) -> Run
         session::scrub();
     }
     run.ended = match result {
-        Ok(()) => Ended::Completed,
+        Ok(result) => {
+            let started_at = run.started_at;
+            later.into_iter().for_each(|later| later.push(Returned { assignment: job.assignment, result, started_at }));
+            Ended::Completed
+        }
         Err(_) if protocol::looks_withdrawn(withdrawn, interrupt) => outcome::withdrawn(executor, job, run.started_at),
         Err(error) if company.is_some() && interrupt.is_none() && error.is(PgSqlErrorCode::ERRCODE_QUERY_CANCELED) => {
             Ended::Overran
