@@ -161,8 +161,15 @@ pub const FREE_CONFLICTS: i16 = 10;
 
 /// Formats an id the way PostgreSQL prints a uuid.
 pub fn format_id(id: &JobId) -> String {
-    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
+    let mut text = String::with_capacity(36);
+    for (i, byte) in id.iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.extend([digit(byte >> 4), digit(byte & 0xf)]);
+    }
+    text
 }
 
 /// The handler a row asks for, in the form in which the queue keeps it. A name that is too long to be registered stays

@@ -89,6 +89,8 @@ pub struct DatabaseSlot {
     pub handlers_version: AtomicU64,
     /// Owners with due jobs and no executor. Written by the dispatcher.
     pub starving: AtomicU32,
+    /// Nothing is handed out, so notes can wait for the next poll or reload. Written by the dispatcher.
+    pub paused: AtomicBool,
     /// Are there notes? Written under the lock.
     noted: AtomicBool,
     /// Notes not yet read: written and read under the lock.
@@ -125,7 +127,9 @@ impl DatabaseSlot {
             self.len.set(len as u32);
             self.noted.store(true, Ordering::Release);
         });
-        self.dispatcher.wake();
+        if !self.paused.load(Ordering::Acquire) {
+            self.dispatcher.wake();
+        }
     }
 
     /// Takes all notes. None: there were more than fit, so look everywhere.
@@ -173,6 +177,7 @@ impl DatabaseSlot {
         self.withdrawn.store(false, Ordering::Release);
         self.evicted.store(false, Ordering::Release);
         self.starving.store(0, Ordering::Release);
+        self.paused.store(false, Ordering::Release);
         // What was committed while nobody had the slot was counted nowhere.
         self.handlers_version.fetch_add(1, Ordering::AcqRel);
         self.database.store(database, Ordering::Release);

@@ -185,7 +185,9 @@ impl Dispatcher {
             }
             bgworker::report_statistics();
         }
-        if gucs::ENABLED.get() && !self.restoring {
+        let enabled = gucs::ENABLED.get();
+        self.slot.paused.store(!enabled, Ordering::Release);
+        if enabled && !self.restoring {
             self.assign();
         }
         self.supervise();
