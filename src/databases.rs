@@ -1,10 +1,10 @@
 //! Commands that need a database for themselves: our workers leave it, and stay away until the command is done.
 
+use crate::notes;
 use crate::pg::error::PgError;
 use crate::pg::utility::Callbacks;
 use crate::pg::{database, latch, shmem as pg_shmem};
 use crate::shmem;
-use crate::submit;
 use pgrx::PgSqlErrorCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn callbacks() -> Callbacks {
-    Callbacks { before_exclusive, after_create: submit::note_databases, after_drop: submit::note_dropped }
+    Callbacks { before_exclusive, after_create: notes::note_databases, after_drop: notes::note_dropped }
 }
 
 fn before_exclusive(name: &str) {
@@ -26,7 +26,7 @@ fn before_exclusive(name: &str) {
     let Some(slot) = shmem::database(oid) else { return };
     slot.evicted.store(true, Ordering::Release);
     slot.blocked_by.store(latch::own_pid(), Ordering::SeqCst);
-    submit::note_blocked(oid);
+    notes::note_blocked(oid);
     send_away(oid);
     let deadline = Instant::now() + PATIENCE;
     while anybody_left(oid) && Instant::now() < deadline {

@@ -22,10 +22,11 @@
 //! # One life of a job
 //!
 //! ```text
-//! INSERT -> row trigger (submit) -> row in the queue, note in this process -> COMMIT -> note to shared memory, latch
-//!   -> dispatcher: reads the lane (dispatcher::lane), picks an executor (dispatcher::assign) -> mailbox, latch
+//! INSERT -> row trigger (submit) -> row in the queue, note in this process (notes) -> COMMIT -> note to shared memory, latch
+//!   -> dispatcher: takes the job from the note or reads the lane (dispatcher::lane), picks an executor (dispatcher::assign)
+//!      -> mailbox, latch
 //!   -> executor: loads the payload (executor::batch), runs the handler in a subtransaction (executor::run),
-//!      completes the row and deletes the queue's row (executor::outcome) -> COMMIT -> claim done, latch
+//!      completes the row and deletes the queue's row (executor::row) -> COMMIT -> claim done, latch
 //!         '-> set_progress -> slot -> progress writer -> UPDATE progress, in a transaction of its own
 //! ```
 //!
@@ -62,8 +63,10 @@ mod handler;
 mod job;
 mod job_table;
 mod journal;
+mod notes;
 mod pg;
 mod planted;
+mod priorities;
 mod progress;
 mod protocol;
 mod retry;
@@ -89,7 +92,7 @@ pub extern "C-unwind" fn _PG_init() {
     }
     gucs::define();
     pg::shmem::install(shmem::size, journal::start);
-    pg::xact::on_end(submit::on_end);
+    pg::xact::on_end(notes::on_end);
     pg::utility::install(databases::callbacks());
     if !pg::bgworker::in_binary_upgrade() {
         worker::register_launcher();

@@ -1,12 +1,11 @@
-//! How jobs get into the queue and out of it: the row triggers, and what happens when their transaction commits.
-//!
-//! A trigger writes the queue within the client's transaction and takes a note in this process. The commit
-//! callback hands the notes to the dispatcher and wakes it: one wake-up for a transaction, however many rows it wrote. A
-//! wake-up that is lost (a prepared transaction committed from elsewhere) costs at most poll_interval.
+//! How jobs get into the queue and out of it: the row triggers. They write the queue within the client's transaction and take
+//! notes of what the dispatcher has to be told when it commits (`notes`).
 
 use crate::catalog::{self, NewJob};
-use crate::job::{JobRef, LaneKey, Timing, Waiting, format_id, handler_name};
+use crate::job::{JobRef, Timing, Waiting, format_id, handler_name};
 use crate::job_table::Options;
+use crate::notes;
+use crate::pg::call;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::encoding::from_text;
 use crate::pg::error::PgError;
@@ -14,161 +13,15 @@ use crate::pg::relation::{self, root_of_trigger};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, uuid_bytes};
 use crate::pg::trigger::{Call, Event, Row};
-use crate::pg::xact::End;
-use crate::pg::{call, database, shmem as pg_shmem};
 use crate::planted::{self, Bug};
+use crate::priorities;
 use crate::protocol::{self, Flags};
-use crate::shmem::{self, NOTES, Note, WaiterSlot};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-
-/// What the current transaction will have to tell when it commits.
-#[derive(Default)]
-struct Pending {
-    lanes: Vec<(LaneKey, Timestamp)>,
-    /// What was done to the queue but for withdrawals, counted.
-    changes: usize,
-    /// The job of the first change, if that was its submission.
-    first: Option<Waiting>,
-    withdrawn: bool,
-    handlers: bool,
-    extension: bool,
-    databases: bool,
-    blocked: Option<u32>,
-}
-
-/// The priorities of handlers that this session has submitted to.
-#[derive(Default)]
-struct Priorities {
-    /// None: good for the current transaction only.
-    version: Option<u64>,
-    priorities: HashMap<u32, HashMap<String, i16>>,
-    count: usize,
-}
 
 thread_local! {
-    static PENDING: RefCell<Pending> = RefCell::new(Pending::default());
-    static SOMETHING_PENDING: Cell<bool> = const { Cell::new(false) };
-    static PRIORITIES: RefCell<Priorities> = RefCell::new(Priorities::default());
     static LAST_ARRIVAL: Cell<Timestamp> = const { Cell::new(0) };
     static FINISHING: RefCell<Vec<JobRef>> = const { RefCell::new(Vec::new()) };
-}
-
-fn pending(f: impl FnOnce(&mut Pending)) {
-    SOMETHING_PENDING.set(true);
-    PENDING.with_borrow_mut(f);
-}
-
-/// When the lane is to be looked at after the commit.
-pub fn note_job(lane: LaneKey, run_at: Timestamp) {
-    note_change(lane, run_at, None);
-}
-
-fn note_change(lane: LaneKey, run_at: Timestamp, submitted: Option<Waiting>) {
-    pending(|p| {
-        if p.changes == 0 {
-            p.first = submitted;
-        }
-        p.changes += 1;
-        let full = p.lanes.len() > NOTES;
-        match p.lanes.iter_mut().find(|(known, _)| *known == lane) {
-            Some((_, earliest)) => *earliest = run_at.min(*earliest),
-            // More than the dispatcher is told one by one: it will look everywhere.
-            None if full => {}
-            None => p.lanes.push((lane, run_at)),
-        }
-    });
-}
-
-/// Jobs that may be running were taken out of the queue.
-pub fn note_withdrawn() {
-    pending(|p| p.withdrawn = true);
-}
-
-/// Handlers, or which tables are attached, have changed.
-pub fn note_handlers() {
-    PRIORITIES.set(Priorities::default());
-    pending(|p| p.handlers = true);
-}
-
-/// Something was dropped that may be a job table, or hold one, or be the extension.
-pub fn note_dropped() {
-    pending(|p| {
-        p.withdrawn = true;
-        p.handlers = true;
-    });
-}
-
-/// The extension was installed in this database.
-pub fn note_extension() {
-    pending(|p| p.extension = true);
-}
-
-/// A database was created.
-pub fn note_databases() {
-    pending(|p| p.databases = true);
-}
-
-/// This session waits for a job.
-pub fn note_waiting() {
-    pending(|_| ());
-}
-
-/// This session keeps the database to itself until the transaction ends.
-pub fn note_blocked(database: u32) {
-    pending(|p| p.blocked = Some(database));
-}
-
-/// The commit callback: atomics and latches only, an error here would take the server down.
-pub fn on_end(end: End) {
-    if !SOMETHING_PENDING.replace(false) || !pg_shmem::attached() {
-        return;
-    }
-    let Ok(told) = PENDING.try_with(|p| p.try_borrow_mut().map(|mut p| std::mem::take(&mut *p))) else {
-        return;
-    };
-    let Ok(told) = told else { return };
-    forget_passing_priorities();
-    if let Some(slot) = told.blocked.and_then(shmem::database) {
-        slot.blocked_by.store(0, std::sync::atomic::Ordering::Release);
-        shmem::rescan();
-    }
-    WaiterSlot::release_own();
-    if end == End::Abort {
-        return;
-    }
-    let database = database::current().to_u32();
-    if told.extension {
-        shmem::announce_extension(database);
-    }
-    if told.databases {
-        shmem::rescan();
-    }
-    if let Some(slot) = shmem::database(database) {
-        if told.handlers {
-            slot.change_handlers();
-        }
-        if told.withdrawn {
-            slot.withdraw();
-            WaiterSlot::wake_all(database);
-        }
-        let only = told.first.filter(|_| end == End::Commit && told.changes == 1 && !told.withdrawn && !told.handlers);
-        let notes: Vec<Note> = told.lanes.iter().filter_map(|(lane, run_at)| Note::new(lane, *run_at, only)).collect();
-        if !notes.is_empty() {
-            slot.leave(&notes);
-        }
-    }
-}
-
-fn forget_passing_priorities() {
-    let _ = PRIORITIES.try_with(|known| {
-        if let Ok(mut known) = known.try_borrow_mut()
-            && known.version.is_none()
-        {
-            *known = Priorities::default();
-        }
-    });
 }
 
 /// The next arrival time of this session: later than the one before, so that rows keep the order of their insertion.
@@ -302,11 +155,15 @@ pub enum Taken {
 /// Queues a job for whoever the caller is, and takes the note.
 pub fn queue(new: NewJob, taken: Taken) {
     let new = at_least_one_attempt(new);
-    let quick = handler_priority(new.job.table, &new.handler).and_then(|priority| catalog::insert(&new, priority));
+    let quick = priorities::of(new.job.table, &new.handler).and_then(|priority| catalog::insert(&new, priority));
     match quick {
         Some(lane) => {
             let NewJob { job, run_at, enqueued_at, max_attempts, .. } = new;
-            note_change(lane, run_at, Some(Waiting { id: job.id, run_at, enqueued_at, attempts: 0, max_attempts }));
+            notes::note_change(
+                lane,
+                run_at,
+                Some(Waiting { id: job.id, run_at, enqueued_at, attempts: 0, max_attempts }),
+            );
         }
         None => requeue(new, taken),
     }
@@ -324,33 +181,11 @@ pub fn requeue(new: NewJob, taken: Taken) {
         })
     });
     let Some(lane) = lane else { refuse_taken_id(new.job) };
-    note_job(lane, new.run_at);
+    notes::note_job(lane, new.run_at);
 }
 
 fn at_least_one_attempt(new: NewJob) -> NewJob {
     NewJob { max_attempts: new.max_attempts.map(|limit| limit.max(1)), ..new }
-}
-
-/// The priority of a handler's jobs, looked up once per session and version of the registry; once per transaction while there is
-/// no dispatcher whose slot would tell when it changes. None: nobody tells us when a transaction ends.
-fn handler_priority(table: u32, handler: &str) -> Option<i16> {
-    if !pg_shmem::attached() {
-        return None;
-    }
-    let slot = shmem::database(database::current().to_u32());
-    let version = slot.map(|slot| slot.handlers_version.load(std::sync::atomic::Ordering::Acquire));
-    PRIORITIES.with_borrow_mut(|known| {
-        if known.version != version || known.count > 1000 {
-            *known = Priorities { version, ..Priorities::default() };
-        }
-        if let Some(priority) = known.priorities.get(&table).and_then(|of_table| of_table.get(handler)) {
-            return Some(*priority);
-        }
-        let priority = bookkeeping(|| spi::connect(|| catalog::handler_priority(table, handler))).unwrap_or(0);
-        known.priorities.entry(table).or_default().insert(handler.to_string(), priority);
-        known.count += 1;
-        Some(priority)
-    })
 }
 
 fn refuse_taken_id(job: JobRef) -> ! {
@@ -409,14 +244,14 @@ pub fn withdraw(call: &Call) {
 
 fn take_out(job: JobRef) {
     if bookkeeping(|| spi::connect(|| catalog::withdraw(job))) {
-        note_withdrawn();
+        notes::note_withdrawn();
     }
 }
 
 /// Takes all jobs of a table out of the queue; returns how many there were.
 pub fn take_out_all(table: u32) -> usize {
     let count = bookkeeping(|| spi::connect(|| catalog::withdraw_all(table)));
-    note_withdrawn();
+    notes::note_withdrawn();
     count
 }
 

@@ -3,13 +3,13 @@
 use super::{Fallible, attached_table, invalid, missing, or_raise, owned_table, require_preload, table_argument};
 use crate::catalog::{self, NewHandler};
 use crate::job::MAX_HANDLER_NAME;
+use crate::notes;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::{Args, interval_micros};
 use crate::pg::function::{self, Function};
 use crate::pg::relation::Lock;
 use crate::pg::role::{self, bookkeeping};
 use crate::pg::spi;
-use crate::submit;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum, Oid};
 
@@ -78,7 +78,7 @@ fn register(args: &Args) -> Fallible<()> {
             });
         });
     });
-    submit::note_handlers();
+    notes::note_handlers();
     Ok(())
 }
 
@@ -136,6 +136,6 @@ fn unregister(args: &Args) -> Fallible<bool> {
     let name = args.text(0).ok_or_else(|| missing("name"))?;
     let table = owned_table(table_argument(args, 1)?, Lock::Read)?;
     let found = bookkeeping(|| spi::connect(|| catalog::unregister(table.oid.to_u32(), &name)));
-    submit::note_handlers();
+    notes::note_handlers();
     Ok(found)
 }

@@ -6,6 +6,7 @@ use super::{
 use crate::catalog::{self, NewJob};
 use crate::job::{JobRef, Timing, handler_name};
 use crate::job_table::{self, Options};
+use crate::notes;
 use crate::pg::call;
 use crate::pg::clock;
 use crate::pg::error::PgError;
@@ -296,8 +297,8 @@ pub fn run_now(args: &Args) -> Datum {
         let found = lane.is_some();
         if let Some(lane) = lane {
             // It has left the lane where it waited, and must not be handed out from there any more.
-            submit::note_withdrawn();
-            submit::note_job(lane, now);
+            notes::note_withdrawn();
+            notes::note_job(lane, now);
         }
         Ok(found)
     })());

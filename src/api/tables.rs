@@ -4,6 +4,7 @@ use super::{Fallible, invalid, missing, or_raise, owned_table, require_preload};
 use crate::catalog;
 use crate::job::{JobRef, handler_name};
 use crate::job_table::{self, DEFAULT_HANDLER_KEY, Options, TRIGGERS, literal};
+use crate::notes;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::Args;
 use crate::pg::relation::{self, Lock, Relation, quote};
@@ -117,7 +118,7 @@ fn attach_table(oid: Oid, options: &Options) -> Fallible<usize> {
             spi::execute_once(&statement);
         }
     });
-    submit::note_handlers();
+    notes::note_handlers();
     Ok(submit_backlog(&table, options))
 }
 
@@ -209,13 +210,13 @@ fn detach_table(args: &Args) -> Fallible<()> {
         }
     });
     submit::take_out_all(oid.to_u32());
-    submit::note_handlers();
+    notes::note_handlers();
     Ok(())
 }
 
 /// announce(): called by the install script; tells the launcher at commit, or says what is missing.
 pub fn announce(args: &Args) -> Datum {
     or_raise(if pg_shmem::attached() || crate::pg::bgworker::in_binary_upgrade() { Ok(()) } else { require_preload() });
-    submit::note_extension();
+    notes::note_extension();
     args.finish(Some(Datum::from(0)))
 }

@@ -4,6 +4,7 @@ use super::{Fallible, attached_table, job_argument, missing, no_such_job, or_rai
 use crate::gucs;
 use crate::job::{JobRef, format_id};
 use crate::job_table;
+use crate::notes;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::{Args, interval_micros};
 use crate::pg::memory::Current;
@@ -11,7 +12,6 @@ use crate::pg::relation::{Lock, Relation};
 use crate::pg::spi::{self, Statement};
 use crate::pg::{database, latch, xact};
 use crate::shmem::WaiterSlot;
-use crate::submit;
 use crate::worker::executor;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -82,7 +82,7 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
         ));
     }
     let waiter = WaiterSlot::register(database::current().to_u32(), job);
-    submit::note_waiting();
+    notes::note_waiting();
     // Without a place in shared memory it looks now and then; with one that is the safety net.
     let look = if waiter.is_some() { gucs::poll_interval() } else { Duration::from_millis(50) };
     let ended = loop {

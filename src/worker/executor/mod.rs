@@ -8,6 +8,7 @@
 
 mod batch;
 mod outcome;
+mod row;
 mod run;
 mod tables;
 

@@ -7,7 +7,8 @@
 
 use super::Executor;
 use super::batch::{Job, LIMIT};
-use super::outcome::{self, Ended, Returned};
+use super::outcome::{self, Ended};
+use super::row::{self, Returned};
 use crate::job::{LaneKey, Timing, format_id};
 use crate::journal::{self, Entry};
 use crate::pg::error::{PgError, forget_cancel};
@@ -146,7 +147,7 @@ fn commit_some(
         if runs.len() > 1 || !returned.is_empty() {
             // Triggers that take too long, deferred ones too: every job again, in a commit of its own.
             timer::arm(PATIENCE);
-            outcome::complete_together(executor, &returned);
+            row::complete_together(executor, &returned);
         }
     })
     .inspect(|()| timer::disarm())
@@ -182,7 +183,7 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>, later:
             timer::arm(PATIENCE);
             // Should it fail, the row shows too much for a while; that is worth no attempt.
             let _ = xact::subtransaction("restarting the progress of a job", &errors, || {
-                outcome::restart_progress(executor, job);
+                row::restart_progress(executor, job);
             });
             timer::disarm();
             submit::not_finishing();
@@ -210,7 +211,7 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>, later:
         }
         close_progress(executor);
         if later.is_none() {
-            outcome::complete(executor, job, value, run.started_at, &mut withdrawn);
+            row::complete(executor, job, value, run.started_at, &mut withdrawn);
         }
         value
     });

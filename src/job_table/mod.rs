@@ -1,13 +1,11 @@
-//! The application's table: what has to be there, what attach() puts there, and the statements that the worker runs on it.
-//!
-//! Those statements run as the table's owner in the owner's session and fire the owner's triggers, so they leave the settings
-//! alone and qualify what they use instead.
+//! The application's table: what has to be there, and what attach() puts there.
+
+mod statements;
+
+pub use statements::Statements;
 
 use crate::pg::error::PgError;
-use crate::pg::relation::{self, Lock, Relation, quote};
-use crate::pg::spi::Statement;
-use crate::planted::{self, Bug};
-use crate::protocol::UNFINISHED;
+use crate::pg::relation::{self, Lock, Relation};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Oid};
 
@@ -210,108 +208,4 @@ pub fn attachment(table: &Relation) -> Option<Options> {
 pub fn fires_in_replication(table: &Relation) -> bool {
     let ours = |name: &str| TRIGGERS.contains(&name);
     table.triggers.iter().filter(|trigger| ours(&trigger.name)).all(|trigger| trigger.enabled == 'A')
-}
-
-/// The prepared statements for one table under one name and with one set of options.
-pub struct Statements {
-    name: String,
-    options: Options,
-    /// $1 id -> finished, payload
-    pub load: Statement,
-    /// $1 ids -> finished, payload, id
-    pub load_many: Statement,
-    /// $1 id, $2 result, $3 attempts, $4 started_at, $5 finished_at, $6 the progress that was reported
-    pub complete: Statement,
-    /// $1 ids, $2 results, $3 attempts, $4 started_at, $5 finished_at: several at once
-    pub complete_many: Statement,
-    /// as `complete`; leaves the progress where the attempt got to
-    pub fail: Statement,
-    /// $1 id
-    pub restart: Statement,
-    /// $1 id, $2 progress
-    pub flush: Statement,
-}
-
-impl Statements {
-    pub fn new(table: &Relation, options: &Options) -> Self {
-        let name = format!("{}.{}", quote(&table.schema), quote(&table.name));
-        let own = "id OPERATOR(pg_catalog.=) $1";
-        let written = |values: [(&str, &str); 3]| {
-            let used = values.into_iter().filter(|(column, _)| options.uses(column));
-            used.map(|(column, value)| format!(", {column} = {value}")).collect::<String>()
-        };
-        let times = written([("attempts", "$3"), ("started_at", "$4"), ("finished_at", "$5")]);
-        let times_of_many =
-            written([("attempts", "ended.attempts"), ("started_at", "ended.started_at"), ("finished_at", "$5")]);
-        let guard = if planted::is(Bug::NoCancelGuard) { "completed IS NOT TRUE" } else { UNFINISHED };
-        let finish = |progress: &str| {
-            Statement::new(
-                format!(
-                    "UPDATE {name} SET completed = true, progress = {progress}, result = $2{times} \
-                      WHERE {own} AND {guard}"
-                ),
-                &[
-                    pg_sys::UUIDOID,
-                    pg_sys::JSONBOID,
-                    pg_sys::INT4OID,
-                    pg_sys::TIMESTAMPTZOID,
-                    pg_sys::TIMESTAMPTZOID,
-                    pg_sys::FLOAT4OID,
-                ],
-            )
-        };
-        // Partitions may have finished rows of the same id.
-        let unfinished_first = if table.kind == 'p' { " ORDER BY 1" } else { "" };
-        Self {
-            load: Statement::new(
-                format!("SELECT NOT ({UNFINISHED}), payload FROM {name} WHERE {own}{unfinished_first}"),
-                &[pg_sys::UUIDOID],
-            ),
-            load_many: Statement::new(
-                format!(
-                    "SELECT NOT ({UNFINISHED}), payload, id FROM {name} \
-                      WHERE id OPERATOR(pg_catalog.=) ANY ($1){unfinished_first}"
-                ),
-                &[pg_sys::UUIDARRAYOID],
-            ),
-            complete: finish("1"),
-            complete_many: Statement::new(
-                format!(
-                    "UPDATE {name} job SET completed = true, progress = 1, result = ended.result{times_of_many} \
-                       FROM unnest($1, $2, $3, $4) ended(id, result, attempts, started_at) \
-                      WHERE job.id OPERATOR(pg_catalog.=) ended.id AND {guard}"
-                ),
-                &[
-                    pg_sys::UUIDARRAYOID,
-                    pg_sys::JSONBARRAYOID,
-                    pg_sys::INT4ARRAYOID,
-                    pg_sys::TIMESTAMPTZARRAYOID,
-                    pg_sys::TIMESTAMPTZOID,
-                ],
-            ),
-            fail: finish("GREATEST(progress, $6)"),
-            restart: Statement::new(
-                format!(
-                    "UPDATE {name} SET progress = 0 WHERE {own} AND {UNFINISHED} \
-                         AND progress OPERATOR(pg_catalog.<>) 0::pg_catalog.float4"
-                ),
-                &[pg_sys::UUIDOID],
-            ),
-            // A row that somebody has locked is left for the next time: a progress writer waits for nobody.
-            flush: Statement::new(
-                format!(
-                    "UPDATE {name} SET progress = $2 WHERE {own} AND EXISTS (SELECT FROM {name} WHERE {own} \
-                     AND {UNFINISHED} AND progress OPERATOR(pg_catalog.<) $2 FOR NO KEY UPDATE SKIP LOCKED)"
-                ),
-                &[pg_sys::UUIDOID, pg_sys::FLOAT4OID],
-            ),
-            name,
-            options: options.clone(),
-        }
-    }
-
-    /// Do they still fit the table as it is now?
-    pub fn fit(&self, table: &Relation, options: &Options) -> bool {
-        self.options == *options && self.name == table.qualified_name()
-    }
 }
