@@ -1,6 +1,6 @@
 //! A line per job: redrawn in place on a terminal, printed when it changes elsewhere.
 
-use server_tests::postgres::Client;
+use server_tests::postgres::{Client, IsolationLevel};
 use std::collections::HashMap;
 use std::io::Write as _;
 
@@ -48,7 +48,10 @@ pub fn read(client: &mut Client) -> Vec<Line> {
                END
           FROM background_jobs j CROSS JOIN LATERAL background_jobs.status(j.id) s
          ORDER BY j.timestamp, j.id";
-    let rows = client.query(query, &[]).unwrap_or_else(|e| panic!("{query}: {e:?}"));
+    // status() is asked row by row, in one snapshot with the rows.
+    let mut reading = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start();
+    let reading = reading.as_mut().unwrap_or_else(|e| panic!("{e:?}"));
+    let rows = reading.query(query, &[]).unwrap_or_else(|e| panic!("{query}: {e:?}"));
     rows.iter()
         .map(|row| Line {
             id: row.get(0),
