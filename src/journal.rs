@@ -5,6 +5,9 @@
 //! it to the suspects, each of which the dispatcher of its database charges an attempt, durably, before it strikes it out. A job
 //! that takes the server down ends that way after its last attempt.
 //!
+//! Where a suspect of an earlier crash was among them, it alone is accused, because only one such runs at a time. The others are
+//! bystanders: they are charged if it turns out that the accused cannot be, because somebody had cancelled or finished it.
+//!
 //! The file lies beside the statistics files, which a base backup leaves out: a copy of the server accuses nobody.
 //! If it is lost with the machine, nobody is charged.
 
@@ -21,6 +24,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const PATH: &CStr = c"pg_stat_tmp/background_jobs.journal";
 const EXECUTORS: usize = crate::gucs::MAX_MAX_EXECUTORS;
 const SUSPECTS: usize = 1024;
+const SOLVED: usize = 64;
 
 const EMPTY: u32 = 0;
 const RUNNING: u32 = 1;
@@ -34,6 +38,9 @@ pub struct Entry {
     pub suspect: bool,
     pub assignment: Assignment,
     pub started_at: Timestamp,
+    /// Which crash it ran at, counted from 1; 0 while it runs.
+    pub crash: u32,
+    pub bystander: bool,
 }
 
 /// One place. `entry` is written by the place's owner while `state` is EMPTY: an executor for its own place, the postmaster for
@@ -48,6 +55,10 @@ struct Place {
 struct Journal {
     /// Tells a file of another layout.
     layout: AtomicU32,
+    /// Crashes with anything running, counted.
+    crashes: AtomicU32,
+    /// Crashes that somebody was charged for; the place of one is its number modulo the length.
+    solved: [AtomicU32; SOLVED],
     executors: [Place; EXECUTORS],
     suspects: [Place; SUSPECTS],
 }
@@ -94,9 +105,10 @@ pub fn start() {
     }
     let ran: Vec<Entry> = journal.executors.iter().filter_map(Place::get).collect();
     let again = ran.iter().any(|entry| entry.suspect);
-    for entry in ran.into_iter().filter(|entry| protocol::is_accused(entry.suspect, again)) {
+    let crash = journal.crashes.fetch_add(u32::from(!ran.is_empty()), Ordering::SeqCst).wrapping_add(1);
+    for entry in ran {
         if let Some(free) = journal.suspects.iter().find(|place| place.get().is_none()) {
-            free.set(entry);
+            free.set(Entry { crash, bystander: !protocol::is_accused(entry.suspect, again), ..entry });
         }
     }
     journal.executors.iter().for_each(Place::clear);
@@ -126,9 +138,35 @@ pub fn suspects(database: u32) -> Vec<(usize, Entry)> {
         .collect()
 }
 
-/// Strikes suspects out, once they are charged.
-pub fn acquit(places: &[usize]) {
-    if let Some(journal) = FILE.get() {
-        places.iter().for_each(|index| journal.suspects[*index].clear());
+/// What is to be done about somebody who ran at a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Charge,
+    /// Another was charged.
+    Acquit,
+    /// An accused of another database is not charged yet.
+    Wait,
+}
+
+pub fn verdict(entry: &Entry) -> Verdict {
+    let Some(journal) = FILE.get() else { return Verdict::Acquit };
+    let accused = |other: Entry| other.crash == entry.crash && !other.bystander;
+    if !entry.bystander {
+        Verdict::Charge
+    } else if journal.solved[entry.crash as usize % SOLVED].load(Ordering::SeqCst) == entry.crash {
+        Verdict::Acquit
+    } else if journal.suspects.iter().filter_map(Place::get).any(accused) {
+        Verdict::Wait
+    } else {
+        Verdict::Charge
     }
+}
+
+/// Strikes a suspect out; `charged`: it was there to be charged.
+pub fn close(place: usize, charged: bool) {
+    let Some(journal) = FILE.get() else { return };
+    if let Some(entry) = journal.suspects[place].get().filter(|_| charged) {
+        journal.solved[entry.crash as usize % SOLVED].store(entry.crash, Ordering::SeqCst);
+    }
+    journal.suspects[place].clear();
 }

@@ -72,6 +72,9 @@ pub struct Dispatcher {
     skipped: HashMap<JobRef, (LaneKey, clock::Timestamp)>,
     /// Were running when the server crashed, and could not be charged yet.
     uncharged: HashSet<JobRef>,
+    /// Some of those for the sake of another database, which may have news at any moment.
+    undecided: bool,
+    begun: Instant,
     roster: Roster,
     next_poll: Instant,
     next_housekeeping: Instant,
@@ -142,6 +145,8 @@ impl Dispatcher {
             claims: HashMap::new(),
             skipped: HashMap::new(),
             uncharged: HashSet::new(),
+            undecided: false,
+            begun: now,
             roster: Roster::default(),
             next_poll: now,
             next_housekeeping: now,
@@ -287,7 +292,8 @@ impl Dispatcher {
             self.lanes.values_mut().for_each(Lane::reread);
         }
         if poll {
-            self.next_poll = Instant::now() + gucs::poll_interval();
+            let soon = Duration::from_millis(if self.undecided { 100 } else { u64::MAX });
+            self.next_poll = Instant::now() + gucs::poll_interval().min(soon);
             self.complain_about_unhandled();
         }
         if Instant::now() >= self.next_housekeeping {

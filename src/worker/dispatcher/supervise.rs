@@ -7,7 +7,7 @@ use crate::catalog;
 use crate::gucs;
 use crate::handler;
 use crate::job::{LaneKey, Setback, Timing};
-use crate::journal;
+use crate::journal::{self, Verdict};
 use crate::pg::call::random_unit;
 use crate::pg::error::PgError;
 use crate::pg::{database, guc, lwlock, signal, spi, xact};
@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 
 /// How long the end of an executor may be part of the end of the server.
 const FAREWELL: Duration = Duration::from_millis(200);
+
+/// How long bystanders of a crash wait for the accused of another database to be charged.
+const DELIBERATION: Duration = Duration::from_secs(10);
 
 /// Interrupts that were sent: executor and claim, when, and whether termination followed.
 #[derive(Default)]
@@ -181,8 +184,11 @@ impl Dispatcher {
     /// Charges the jobs that were running in this database when the server crashed, and lets them wait. Those that cannot be
     /// charged now (somebody has them locked) are not handed out before they are.
     pub fn charge_suspects(&mut self) {
-        let suspects = journal::suspects(self.database);
+        let mut suspects = journal::suspects(self.database);
+        // Bystanders last: it is known then whether their accused could be charged.
+        suspects.sort_by_key(|(_, entry)| entry.bystander);
         self.uncharged.clear();
+        self.undecided = false;
         if suspects.is_empty() || planted::is(Bug::NoCrashCharge) {
             return;
         }
@@ -190,22 +196,41 @@ impl Dispatcher {
             .hint("The server log says what happened.");
         let quarantine = monotone_now() + gucs::crash_quarantine().as_micros() as i64;
         for (place, entry) in suspects {
+            match journal::verdict(&entry) {
+                Verdict::Charge => {}
+                Verdict::Acquit => {
+                    journal::close(place, false);
+                    continue;
+                }
+                Verdict::Wait if self.begun.elapsed() < DELIBERATION => {
+                    self.undecided = true;
+                    self.uncharged.insert(entry.assignment.job());
+                    continue;
+                }
+                // No dispatcher has come to that database.
+                Verdict::Wait => {
+                    journal::close(place, false);
+                    continue;
+                }
+            }
             let charged = xact::transaction(|| {
                 // Whatever the setting: what is charged has to stay charged if the server crashes again.
                 guc::set_local(c"synchronous_commit", "on");
                 database::has_extension().then(|| {
                     spi::connect(|| {
                         let document = catalog::error_document(&error);
-                        if catalog::put_back(&entry.assignment, Timing::Quarantine, quarantine, document) {
+                        let there = catalog::put_back(&entry.assignment, Timing::Quarantine, quarantine, document);
+                        if there {
                             catalog::log_attempt(&entry.assignment, Setback::Crashed, document, entry.started_at, 0);
                         }
-                    });
+                        there
+                    })
                 })
             });
             match charged {
                 Ok(None) => {}
-                Ok(Some(())) => {
-                    journal::acquit(&[place]);
+                Ok(Some(there)) => {
+                    journal::close(place, there);
                     let restart = Assignment { action: Action::Restart, suspect: false, ..entry.assignment };
                     self.restarts.push(restart);
                 }

@@ -257,7 +257,14 @@ fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
     executor.slot.started_at.store(started_at, Ordering::Release);
     journal::begin(
         executor.index,
-        Entry { database: executor.database, suspect: job.assignment.suspect, assignment: job.assignment, started_at },
+        Entry {
+            database: executor.database,
+            suspect: job.assignment.suspect,
+            assignment: job.assignment,
+            started_at,
+            crash: 0,
+            bystander: false,
+        },
     );
     executor.slot.started_ns.store(clock::monotonic_ns(), Ordering::Release);
     forget_cancel();

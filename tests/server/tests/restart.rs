@@ -111,6 +111,34 @@ fn a_crash_charges_what_was_running() {
     scene.check(2);
 }
 
+/// Only one suspect runs at a time, so it alone is accused when the server crashes again; but somebody has cancelled this one.
+#[test]
+fn a_crash_under_a_suspect_that_was_cancelled_charges_who_ran_beside_it() {
+    let cluster = configuration().conf("background_jobs.cancel_grace", "60s").start();
+    let mut app = App::with_table(&cluster, "beside");
+    app.handler(
+        "stubborn",
+        "LOOP BEGIN PERFORM pg_sleep(600); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; RETURN NULL;",
+    );
+    let running = |app: &mut App, id: Uuid| app.wait_state(id, "running");
+    let suspect = app.submit("stubborn", json!({}));
+    running(&mut app, suspect);
+    cluster.crash();
+    app.client = cluster.connect(&app.database, &app.role);
+    running(&mut app, suspect);
+    let beside = app.submit("stubborn", json!({}));
+    running(&mut app, beside);
+    app.execute("UPDATE background_jobs SET cancelled = true WHERE id = $1", &[&suspect]);
+    cluster.crash();
+    app.client = cluster.connect(&app.database, &app.role);
+    let charged = "SELECT outcome = 'crashed' AND attempt = 1 FROM background_jobs.attempts WHERE job_id = $1";
+    cluster.wait_until("the attempt to be charged", || {
+        let rows = app.rows(charged, &[&beside]);
+        if rows.len() == 1 && rows[0].get::<_, bool>(0) { Ok(()) } else { Err(format!("{} attempts", rows.len())) }
+    });
+    app.execute("UPDATE background_jobs SET cancelled = true", &[]);
+}
+
 /// Attempts stay bounded across crashes: a job that takes the server down does not do so for ever.
 #[test]
 fn a_job_that_kills_the_server_ends() {
