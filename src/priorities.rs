@@ -1,8 +1,9 @@
 //! The priorities of handlers that this session has submitted to, so that a row need not look its handler's up.
 
 use crate::catalog;
+use crate::notes;
 use crate::pg::role::bookkeeping;
-use crate::pg::{database, shmem as pg_shmem, spi};
+use crate::pg::{database, shmem as pg_shmem, spi, xact};
 use crate::shmem;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -37,13 +38,14 @@ pub fn forget_passing() {
     });
 }
 
-/// The priority of a handler's jobs, looked up once per session and version of the registry; once per transaction while there is
-/// no dispatcher whose slot would tell when it changes. None: nobody tells us when a transaction ends.
+/// The priority of a handler's jobs, looked up once per session and version of the registry; once per transaction if that sees
+/// an older one, or while there is no dispatcher whose slot would tell when it changes. None: it cannot be kept, because nobody
+/// tells us when a transaction ends, or because this one has changed handlers and may take that back.
 pub fn of(table: u32, handler: &str) -> Option<i16> {
-    if !pg_shmem::attached() {
+    if !pg_shmem::attached() || notes::handlers_changed() {
         return None;
     }
-    let slot = shmem::database(database::current().to_u32());
+    let slot = shmem::database(database::current().to_u32()).filter(|_| !xact::keeps_snapshot());
     let version = slot.map(|slot| slot.handlers_version.load(Ordering::Acquire));
     PRIORITIES.with_borrow_mut(|known| {
         if known.version != version || known.count > 1000 {

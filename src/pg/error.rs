@@ -174,6 +174,12 @@ pub fn catch_as<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<
     result.map_err(|error| complete(error, seen))
 }
 
+/// The same without a line of its own.
+pub fn catch_whole<T>(keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
+    let (result, seen) = watched(Watch { line: None, keep: keep.raw(), seen: std::ptr::null_mut() }, f);
+    result.map_err(|error| complete(error, seen))
+}
+
 /// Runs `f` and tells what it raised, and the server's own record of the last error that was seen meanwhile.
 fn watched<T>(mut watch: Watch, f: impl FnOnce() -> T) -> (Result<T, PgError>, *mut pg_sys::ErrorData) {
     // SAFETY: reads the state of this process.

@@ -72,12 +72,19 @@ thread_local! {
 /// much to change. After an error `restore_lock_timeout` has to be called.
 pub fn with_lock_timeout<T>(limit: Duration, f: impl FnOnce() -> T) -> T {
     // SAFETY: a plain variable of this process, in milliseconds; the setting behind it is put back by its own means before.
-    unsafe {
-        LOCK_TIMEOUT_BEFORE.set(Some(pg_sys::LockTimeout));
-        pg_sys::LockTimeout = limit.as_millis() as i32;
+    let before = unsafe { pg_sys::LockTimeout };
+    let outermost = LOCK_TIMEOUT_BEFORE.get().is_none();
+    if outermost {
+        LOCK_TIMEOUT_BEFORE.set(Some(before));
     }
+    // SAFETY: as above.
+    unsafe { pg_sys::LockTimeout = limit.as_millis() as i32 };
     let value = f();
-    restore_lock_timeout();
+    // SAFETY: as above.
+    unsafe { pg_sys::LockTimeout = before };
+    if outermost {
+        LOCK_TIMEOUT_BEFORE.set(None);
+    }
     value
 }
 

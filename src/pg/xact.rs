@@ -1,6 +1,6 @@
 //! Transactions and subtransactions as functions that end them, whatever happens inside.
 
-use crate::pg::error::{PgError, catch, catch_as};
+use crate::pg::error::{PgError, catch, catch_as, catch_whole};
 use crate::pg::memory::Context;
 use crate::pg::{guc, latch};
 use pgrx::pg_sys;
@@ -11,17 +11,17 @@ use std::ffi::c_void;
 ///
 /// The own latch is set when it ends: a wait for a lock inside clears it, and with it the wake-up of somebody else.
 pub fn transaction<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
-    run(true, f)
+    run(true, None, f)
 }
 
 /// The same at the isolation level of the role's default, for code that is the user's; `transaction` itself is always READ
-/// COMMITTED.
-pub fn user_transaction<T>(f: impl FnOnce() -> T) -> Result<T, PgError> {
-    run(false, f)
+/// COMMITTED. `keep`: see `catch_as`.
+pub fn user_transaction<T>(keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
+    run(false, Some(keep), f)
 }
 
-fn run<T>(read_committed: bool, f: impl FnOnce() -> T) -> Result<T, PgError> {
-    let result = catch(|| {
+fn run<T>(read_committed: bool, keep: Option<&Context>, f: impl FnOnce() -> T) -> Result<T, PgError> {
+    let body = || {
         // SAFETY: called by a worker outside any transaction; the order is that of a simple client command.
         unsafe {
             pg_sys::SetCurrentStatementStartTimestamp();
@@ -40,7 +40,11 @@ fn run<T>(read_committed: bool, f: impl FnOnce() -> T) -> Result<T, PgError> {
             pg_sys::CommitTransactionCommand();
         }
         value
-    });
+    };
+    let result = match keep {
+        Some(keep) => catch_whole(keep, body),
+        None => catch(body),
+    };
     if result.is_err() {
         // SAFETY: after an error this is what the server's own command loop does; it is a no-op when the
         // transaction had not even begun.

@@ -11,9 +11,9 @@ use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
 use crate::pg::latch::own_pid;
-use crate::pg::memory::HeldDatum;
+use crate::pg::memory::{Context, HeldDatum};
 use crate::pg::role::bookkeeping;
-use crate::pg::{spi, timer, xact};
+use crate::pg::{guc, spi, timer, xact};
 use crate::protocol::{self, Ending};
 use crate::retry;
 use crate::shmem::{Assignment, Interrupt, monotone_now};
@@ -110,7 +110,7 @@ pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
     let line = format!("recording the outcome of background job {}", crate::job::format_id(&job.assignment.id));
     let keep = executor.errors;
     timer::arm(PATIENCE);
-    let recorded = xact::subtransaction(&line, &keep, || {
+    let recorded = briefly(&line, &keep, || {
         if setback == Setback::Conflict
             && let Some(ended) = conflict(job, error, started_at)
         {
@@ -122,11 +122,17 @@ pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
     recorded.unwrap_or_else(|second| {
         submit::not_finishing();
         // The owner's own triggers or constraints do not let the row be written. It is not run again meanwhile.
-        xact::subtransaction(&line, &keep, || retreat(job, &second, started_at)).unwrap_or_else(|third| {
+        briefly(&line, &keep, || retreat(job, &second, started_at)).unwrap_or_else(|third| {
             third.without_data().log();
             Ended::Refused
         })
     })
+}
+
+/// A subtransaction that waits no longer than a second for the queue's row, which a client has locked that cancels the job, or
+/// calls run_now(), and keeps its transaction open: the executor has others to look after.
+fn briefly<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
+    xact::subtransaction(line, keep, || guc::with_lock_timeout(Duration::from_secs(1), f))
 }
 
 fn after(delay: Duration) -> Timestamp {
@@ -221,7 +227,7 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
     });
     failed.unwrap_or_else(|error| {
         submit::not_finishing();
-        xact::subtransaction(&line, &keep, || retreat(job, &error, started_at)).unwrap_or(Ended::Refused)
+        briefly(&line, &keep, || retreat(job, &error, started_at)).unwrap_or(Ended::Refused)
     })
 }
 

@@ -66,11 +66,11 @@ pub struct Returned {
 /// cannot wait for a row either, with the others finished.
 pub fn complete_together(executor: &mut Executor, returned: &[Returned]) {
     for jobs in returned.chunk_by(|a, b| a.assignment.table == b.assignment.table) {
-        let completed = guc::with_lock_timeout(COMPANY, || {
-            let table = executor.tables.open(jobs[0].assignment.table, Lock::Write)?;
-            Some(complete_in(&table, jobs))
+        let written = guc::with_lock_timeout(COMPANY, || {
+            let table = executor.tables.open(jobs[0].assignment.table, Lock::Write);
+            table.is_some_and(|table| complete_in(&table, jobs) == jobs.len())
+                && jobs.iter().all(|job| finish(&job.assignment))
         });
-        let written = completed == Some(jobs.len()) && jobs.iter().all(|job| fence(&job.assignment));
         if !written && !planted::is(Bug::EffectsApart) {
             PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "a background job of a batch was withdrawn").raise();
         }
@@ -102,7 +102,12 @@ fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
     })
 }
 
+/// The fence, for a single job: see `catalog::finish`. Waits for whoever changes the queue's row no longer than for the row's lock.
 pub fn fence(assignment: &Assignment) -> bool {
+    guc::with_lock_timeout(ROW_PATIENCE, || finish(assignment))
+}
+
+fn finish(assignment: &Assignment) -> bool {
     let finished = catalog::finish_quickly(assignment)
         .unwrap_or_else(|| bookkeeping(|| spi::connect(|| catalog::finish(assignment))));
     finished || planted::is(Bug::NoFence)

@@ -74,6 +74,8 @@ struct Run {
     ended: Ended,
     started_at: clock::Timestamp,
     took: Duration,
+    /// It was a run of the handler, or the end of one: to be counted.
+    counts: bool,
 }
 
 /// Runs the jobs in order.
@@ -111,7 +113,8 @@ fn commit_some(
     runs: &mut Vec<Run>,
     tried: &mut usize,
 ) -> Result<(), PgError> {
-    xact::user_transaction(|| {
+    let errors = executor.errors;
+    xact::user_transaction(&errors, || {
         let mut first_finished: Option<Instant> = None;
         let mut returned = Vec::new();
         let durability = jobs[0].handler.definition.synchronous_commit.clone();
@@ -160,7 +163,14 @@ fn shares_commit(executor: &Executor, job: &Job) -> bool {
 
 impl Run {
     fn of(job: &Job, ended: Ended) -> Self {
-        Self { number: job.number, assignment: job.assignment, ended, started_at: 0, took: Duration::ZERO }
+        Self {
+            number: job.number,
+            assignment: job.assignment,
+            ended,
+            started_at: 0,
+            took: Duration::ZERO,
+            counts: true,
+        }
     }
 }
 
@@ -205,7 +215,7 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>, later:
     let result = xact::subtransaction(&line, &errors, || {
         let value = job.handler.call(&job.assignment.id, job.payload, &executor.memory);
         run.took = begun.elapsed();
-        if slot.interrupt().is_some() {
+        if slot.interrupt().is_some() || (company.is_some() && timer::fired()) {
             // The handler has swallowed it.
             PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was interrupted").raise();
         }
@@ -215,6 +225,7 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>, later:
         }
         value
     });
+    let overran = company.is_some() && timer::fired();
     timer::disarm();
     if run.took.is_zero() {
         run.took = begun.elapsed();
@@ -238,9 +249,7 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>, later:
             Ended::Completed
         }
         Err(_) if protocol::looks_withdrawn(withdrawn, interrupt) => outcome::withdrawn(executor, job, run.started_at),
-        Err(error) if company.is_some() && interrupt.is_none() && error.is(PgSqlErrorCode::ERRCODE_QUERY_CANCELED) => {
-            Ended::Overran
-        }
+        Err(_) if overran && interrupt.is_none() => Ended::Overran,
         Err(error) => {
             let (setback, error) = outcome::classify(job, error, interrupt);
             outcome::record(executor, job, setback, &error, run.started_at)
@@ -319,6 +328,9 @@ fn settle(executor: &mut Executor, runs: &[Run]) {
 }
 
 fn count(executor: &mut Executor, run: &Run, handler: &str) {
+    if !run.counts {
+        return;
+    }
     let took = run.took.as_secs_f64() * 1000.0;
     let waited = (run.started_at - run.assignment.due_at).max(0) as f64 / 1000.0;
     executor.count(run.assignment.table, handler, |counts| {
@@ -384,8 +396,8 @@ fn without_handler(
         executor.slot.passed.store(number + 1, Ordering::Release);
         return;
     }
-    let mut run =
-        Run { number, assignment: *assignment, ended: Ended::Refused, started_at: clock::now(), took: Duration::ZERO };
+    let (started_at, took) = (clock::now(), Duration::ZERO);
+    let mut run = Run { number, assignment: *assignment, ended: Ended::Refused, started_at, took, counts: false };
     match xact::transaction(|| settle_as(assignment)) {
         Ok(ended) => run.ended = ended,
         Err(error) => error.without_data().log(),

@@ -221,17 +221,16 @@ fn a_handler_may_cancel_or_delete_or_complete_another_job_of_its_batch() {
     check_others(&mut app, &[6, 8, 20, 21]);
 }
 
-#[test]
-fn a_locked_row_delays_its_own_job_only() {
+fn others_complete_while(name: &str, hold: &str) {
     let _alone = alone();
-    let mut app = scene("locked");
+    let mut app = scene(name);
     let mut session: Option<Client> = None;
     in_one_batch(&mut app, |app| {
         app.sql(&insert("noted", ""));
         let id = id_of(app, 3);
         let mut client = app.session();
         client.batch_execute("BEGIN").unwrap();
-        client.execute("UPDATE background_jobs SET payload = payload WHERE id = $1", &[&id]).unwrap();
+        client.execute(hold, &[&id]).unwrap();
         session = Some(client);
     });
     app.cluster.wait_until("the others to be completed", || {
@@ -247,6 +246,16 @@ fn a_locked_row_delays_its_own_job_only() {
     let charged = "SELECT count(*) FROM background_jobs.attempts WHERE outcome <> 'conflict'";
     assert_eq!(app.one::<i64>(charged, &[]), 0);
     check_others(&mut app, &[3]);
+}
+
+#[test]
+fn a_locked_row_delays_its_own_job_only() {
+    others_complete_while("locked", "UPDATE background_jobs SET payload = payload WHERE id = $1");
+}
+
+#[test]
+fn an_open_transaction_that_has_called_run_now_delays_its_own_job_only() {
+    others_complete_while("hurried", "SELECT background_jobs.run_now($1)");
 }
 
 fn one_fails(name: &str, when: &str, deferred: &str, body: &str, sqlstate: &str) {
@@ -287,6 +296,11 @@ fn an_after_trigger_that_raises_for_one_row_fails_that_job_alone() {
 fn a_deferred_trigger_that_raises_for_one_row_fails_that_job_alone() {
     let raises = RAISES.replace("BJ001", "23514");
     one_fails("raises_late", "AFTER", "DEFERRABLE INITIALLY DEFERRED", &raises, "23514");
+}
+
+#[test]
+fn a_deferred_trigger_that_raises_a_code_of_its_own_fails_the_job_with_that_code() {
+    one_fails("raises_own", "AFTER", "DEFERRABLE INITIALLY DEFERRED", RAISES, "BJ001");
 }
 
 #[test]
@@ -352,21 +366,39 @@ fn a_job_that_fails_in_the_middle_of_a_batch_is_charged_once_and_retried() {
     assert!(shared(&mut app), "the others shared a commit with it");
 }
 
-/// It is interrupted because finished jobs wait for it, and nothing is charged for that.
-#[test]
-fn a_job_that_takes_long_for_once_runs_again_alone() {
+/// It is interrupted because finished jobs wait for it, which is none of its handler's business.
+fn interrupted_for_its_batch(name: &str, heeds: &str) {
     let _alone = alone();
-    let mut app = SHARED.app("long");
+    let mut app = SHARED.app(name);
     app.handler(
         "noted",
-        "PERFORM note();
-         IF payload -> 'n' = '3' THEN PERFORM pg_sleep(0.2); END IF;
-         RETURN jsonb_build_object('n', payload -> 'n');",
+        &format!(
+            "PERFORM note();
+             IF payload -> 'n' = '3' THEN
+                BEGIN PERFORM pg_sleep(0.2); EXCEPTION WHEN query_canceled THEN {heeds}; END;
+             END IF;
+             RETURN jsonb_build_object('n', payload -> 'n');"
+        ),
     );
     warm(&mut app, "noted");
     in_one_batch(&mut app, |app| app.sql(&insert("noted", "")));
     app.wait_drained(DRAIN);
     check_others(&mut app, &[]);
+}
+
+#[test]
+fn a_job_that_takes_long_for_once_runs_again_alone() {
+    interrupted_for_its_batch("long", "RAISE");
+}
+
+#[test]
+fn a_job_that_swallows_being_interrupted_for_its_batch_runs_again_alone() {
+    interrupted_for_its_batch("swallows", "RETURN '\"interrupted\"'");
+}
+
+#[test]
+fn a_job_that_calls_being_interrupted_for_its_batch_something_else_is_not_charged() {
+    interrupted_for_its_batch("renames", "RAISE 'took too long'");
 }
 
 /// Rows of all kinds of results, with everything that the engine writes into them.
@@ -448,8 +480,10 @@ fn so_with_policies_that_bind_the_owner() {
     let mut app = SHARED.app_without_table("policies");
     app.sql(COLUMNS);
     app.sql(
-        "CREATE POLICY own ON background_jobs USING (payload ? 'handler' AND current_user = session_user);
-         ALTER TABLE background_jobs ENABLE ROW LEVEL SECURITY; ALTER TABLE background_jobs FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY own ON background_jobs USING (payload ? 'handler' AND pg_has_role(current_user, 'USAGE'));
+         ALTER TABLE background_jobs ENABLE ROW LEVEL SECURITY; ALTER TABLE background_jobs FORCE ROW LEVEL SECURITY"
+            .replace("pg_has_role(current_user, 'USAGE')", "current_user = session_user")
+            .as_str(),
     );
     check_results(&mut app, false);
 }

@@ -70,6 +70,20 @@ fn a_row_that_was_inserted_in_a_savepoint_and_rolled_back_never_starts() {
 }
 
 #[test]
+fn a_row_that_was_rolled_back_to_a_savepoint_is_counted_nowhere() {
+    let mut app = scene("uncounted");
+    for _ in 0..3 {
+        app.sql(&format!("BEGIN; SAVEPOINT s; {LONE}; ROLLBACK TO s; COMMIT"));
+    }
+    awake(&mut app);
+    app.wait_true("SELECT coalesce(sum(completed), 0) = 2 FROM background_jobs.handler_stats");
+    assert_eq!(
+        app.one::<i64>("SELECT sum(cancelled + failed + retried)::bigint FROM background_jobs.handler_stats", &[]),
+        0
+    );
+}
+
+#[test]
 fn a_row_that_is_inserted_again_after_its_savepoint_was_rolled_back_runs_once() {
     let mut app = scene("again");
     let insert = |id: Uuid, n: i32| {
@@ -267,4 +281,43 @@ fn a_chain_of_jobs_needs_no_poll() {
         if ran == 302 { Ok(()) } else { Err(format!("{ran} ran")) }
     });
     check(&mut app, 302);
+}
+
+fn priority_of_next(app: &mut App, statements: &str) -> i16 {
+    app.sql(statements);
+    let id: Uuid = app.one("SELECT background_jobs.enqueue('prior', run_at => now() + interval '1 h')", &[]);
+    app.one("SELECT priority FROM background_jobs.queue WHERE job_id = $1", &[&id])
+}
+
+const PRIOR: &str = "SELECT background_jobs.register_handler('prior', 'noted(jsonb)', priority => 5::smallint)";
+const SUBMIT_PRIOR: &str = "SELECT background_jobs.enqueue('prior', run_at => now() + interval '1 h')";
+
+#[test]
+fn a_priority_whose_registration_was_rolled_back_is_not_used() {
+    let mut app = scene("rolled");
+    app.sql("SELECT background_jobs.register_handler('prior', 'noted(jsonb)', priority => 1::smallint)");
+    assert_eq!(priority_of_next(&mut app, "SELECT 1"), 1);
+    assert_eq!(priority_of_next(&mut app, &format!("BEGIN; {PRIOR}; {SUBMIT_PRIOR}; ROLLBACK")), 1);
+}
+
+#[test]
+fn a_priority_whose_registration_was_rolled_back_to_a_savepoint_is_not_used() {
+    let mut app = scene("rolled_to");
+    app.sql("SELECT background_jobs.register_handler('prior', 'noted(jsonb)', priority => 1::smallint)");
+    let id = Uuid::new_v4();
+    app.sql(&format!(
+        "BEGIN; SAVEPOINT s; {PRIOR}; {SUBMIT_PRIOR}; ROLLBACK TO s;
+         SELECT background_jobs.enqueue('prior', run_at => now() + interval '1 h', id => '{id}'); COMMIT"
+    ));
+    assert_eq!(app.one::<i16>("SELECT priority FROM background_jobs.queue WHERE job_id = $1", &[&id]), 1);
+}
+
+#[test]
+fn a_priority_that_an_older_snapshot_saw_is_not_used_by_later_transactions() {
+    let mut app = scene("older");
+    app.sql("SELECT background_jobs.register_handler('prior', 'noted(jsonb)', priority => 1::smallint)");
+    let mut other = app.session();
+    app.sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM background_jobs");
+    other.batch_execute(PRIOR).unwrap();
+    assert_eq!(priority_of_next(&mut app, &format!("{SUBMIT_PRIOR}; COMMIT")), 5);
 }
