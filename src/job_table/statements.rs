@@ -1,7 +1,7 @@
 //! The statements that executors and progress writers run on a job table, as its owner. They fire the owner's triggers, so they
 //! leave the settings alone and qualify what they use instead.
 
-use super::Options;
+use super::{Options, TRIGGERS};
 use crate::pg::relation::{Relation, quote};
 use crate::pg::spi::Statement;
 use crate::planted::{self, Bug};
@@ -10,6 +10,9 @@ use pgrx::pg_sys;
 
 /// The prepared statements for one table under one name and with one set of options.
 pub struct Statements {
+    /// No code of the owner's runs with an UPDATE of the table, so that several jobs can be completed at once: nobody else can
+    /// make that fail, or take long.
+    pub plain: bool,
     name: String,
     options: Options,
     /// $1 id -> finished, payload
@@ -59,6 +62,7 @@ impl Statements {
         // Partitions may have finished rows of the same id.
         let unfinished_first = if table.kind == 'p' { " ORDER BY 1" } else { "" };
         Self {
+            plain: is_plain(table),
             load: Statement::new(
                 format!("SELECT NOT ({UNFINISHED}), payload FROM {name} WHERE {own}{unfinished_first}"),
                 &[pg_sys::UUIDOID],
@@ -108,6 +112,10 @@ impl Statements {
 
     /// Do they still fit the table as it is now?
     pub fn fit(&self, table: &Relation, options: &Options) -> bool {
-        self.options == *options && self.name == table.qualified_name()
+        self.options == *options && self.name == table.qualified_name() && self.plain == is_plain(table)
     }
+}
+
+fn is_plain(table: &Relation) -> bool {
+    !table.has_code && table.triggers.iter().all(|trigger| TRIGGERS.contains(&trigger.name.as_str()))
 }

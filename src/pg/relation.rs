@@ -34,6 +34,9 @@ pub struct Relation {
     pub name: String,
     pub columns: Vec<Column>,
     pub triggers: Vec<Trigger>,
+    /// Code of its owner's may run when a row is updated, but for triggers: rules, policies, constraints, generated columns and
+    /// what indexes compute; or other tables are updated with it.
+    pub has_code: bool,
 }
 
 /// How strongly the relation is locked until the end of the transaction.
@@ -125,6 +128,7 @@ pub fn open(oid: pg_sys::Oid, how: Lock) -> Option<Relation> {
             name: string(form.relname.data.as_ptr()),
             columns: columns(relation),
             triggers: triggers(relation),
+            has_code: has_code(relation),
         };
         pg_sys::relation_close(relation, pg_sys::NoLock as i32);
         Some(read)
@@ -158,6 +162,34 @@ pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, i: usize) -> *const pg_sy
         return (*descriptor).attrs.as_ptr().add(i);
         #[cfg(feature = "pg18")]
         return pg_sys::TupleDescAttr(descriptor, i as i32);
+    }
+}
+
+unsafe fn has_code(relation: pg_sys::Relation) -> bool {
+    // SAFETY: the caller holds the relation open; its indexes are open while they are looked at.
+    unsafe {
+        let form = &*(*relation).rd_rel;
+        let constraints = (*(*relation).rd_att).constr;
+        let computes =
+            |constraints: &pg_sys::TupleConstr| constraints.num_check > 0 || constraints.has_generated_stored;
+        if form.relkind as u8 != pg_sys::RELKIND_RELATION
+            || form.relhasrules
+            || form.relrowsecurity
+            || form.relhassubclass
+            || constraints.as_ref().is_some_and(computes)
+        {
+            return true;
+        }
+        let indexes = pg_sys::RelationGetIndexList(relation);
+        let count = if indexes.is_null() { 0 } else { (*indexes).length as usize };
+        (0..count).any(|i| {
+            let index = pg_sys::index_open((*(*indexes).elements.add(i)).oid_value, pg_sys::AccessShareLock as i32);
+            let has =
+                |column: u32| !pg_sys::heap_attisnull((*index).rd_indextuple, column as i32, std::ptr::null_mut());
+            let computes = has(pg_sys::Anum_pg_index_indexprs) || has(pg_sys::Anum_pg_index_indpred);
+            pg_sys::index_close(index, pg_sys::NoLock as i32);
+            computes
+        })
     }
 }
 

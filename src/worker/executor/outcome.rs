@@ -200,12 +200,16 @@ fn fail(executor: &mut Executor, job: &Job, result: Option<HeldDatum>, started_a
     match protocol::fail(updated, || row::is_open(executor, job), || row::fence(&job.assignment)) {
         Ending::Written => Ended::Failed,
         Ending::Withdrawn => Ended::Withdrawn,
-        Ending::Unreached => PgError::new(
-            PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
-            "the failure of the job did not reach its row",
-        )
-        .hint("A trigger, rule or policy of the job table turns the UPDATE away.")
-        .raise(),
+        Ending::Unreached => {
+            // Its plan may be that of a rule which has gone since.
+            executor.tables.forget(job.assignment.table);
+            PgError::new(
+                PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+                "the failure of the job did not reach its row",
+            )
+            .hint("A trigger, rule or policy of the job table turns the UPDATE away.")
+            .raise()
+        }
         Ending::Fenced => PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise(),
     }
 }

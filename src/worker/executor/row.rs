@@ -68,7 +68,7 @@ pub fn complete_together(executor: &mut Executor, returned: &[Returned]) {
     for jobs in returned.chunk_by(|a, b| a.assignment.table == b.assignment.table) {
         let written = guc::with_lock_timeout(COMPANY, || {
             let table = executor.tables.open(jobs[0].assignment.table, Lock::Write);
-            table.is_some_and(|table| complete_in(&table, jobs) == jobs.len())
+            table.is_some_and(|table| table.plain && complete_in(&table, jobs) == jobs.len())
                 && jobs.iter().all(|job| finish(&job.assignment))
         });
         if !written && !planted::is(Bug::EffectsApart) {

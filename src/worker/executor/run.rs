@@ -95,6 +95,7 @@ pub fn all(executor: &mut Executor, jobs: Vec<Job>) {
                 }
             }
             Err(_) => {
+                executor.slot.end();
                 forget_cancel();
                 submit::not_finishing();
                 jobs.iter_mut().take(tried).for_each(|job| job.alone = true);
@@ -135,7 +136,8 @@ fn commit_some(
                 continue;
             }
             job.taken = true;
-            let later = (together && shares_commit(executor, job)).then_some(&mut returned);
+            let can_wait = together && shares_commit(executor, job) && executor.tables.is_plain(job.assignment.table);
+            let later = can_wait.then_some(&mut returned);
             let run = run_one(executor, job, waited.map(|waited| COMPANY - waited), later);
             if matches!(run.ended, Ended::Overran) {
                 job.alone = true;
@@ -148,7 +150,12 @@ fn commit_some(
             }
         }
         if runs.len() > 1 || !returned.is_empty() {
-            // Triggers that take too long, deferred ones too: every job again, in a commit of its own.
+            // Deferred triggers that take too long: every job again, in a commit of its own. One that swallows the alarm has the
+            // time that the last of the jobs has.
+            executor.slot.started_ns.store(clock::monotonic_ns(), Ordering::Release);
+            if let Some(last) = runs.iter().rfind(|run| !matches!(run.ended, Ended::Revoked)) {
+                executor.slot.begin(last.number);
+            }
             timer::arm(PATIENCE);
             row::complete_together(executor, &returned);
         }
@@ -291,6 +298,7 @@ fn close_progress(executor: &Executor) {
 /// Tells everybody whom it concerns how the runs ended; they are committed.
 fn settle(executor: &mut Executor, runs: &[Run]) {
     executor.slot.end();
+    forget_cancel();
     journal::end(executor.index);
     let mut finished = Vec::new();
     let mut notes = Vec::new();

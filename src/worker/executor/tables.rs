@@ -66,6 +66,11 @@ impl Tables {
         Some(statements)
     }
 
+    /// See `Statements::plain`; as of the last look.
+    pub fn is_plain(&self, table: u32) -> bool {
+        self.known.get(&table).is_some_and(|known| known.statements.plain)
+    }
+
     /// Has the table's statements prepared anew.
     pub fn forget(&mut self, table: u32) {
         self.known.remove(&table);
