@@ -79,16 +79,17 @@ pub fn has_extension() -> bool {
     unsafe { pg_sys::get_extension_oid(c"background_jobs".as_ptr(), true) != pg_sys::Oid::INVALID }
 }
 
-/// Locks the extension against being dropped until the transaction ends. False: it is not, or no longer, installed.
-pub fn lock_extension() -> bool {
+/// Locks the extension against being dropped until the transaction ends, and returns its OID. None: it is not, or no longer,
+/// installed.
+pub fn lock_extension() -> Option<pg_sys::Oid> {
     // SAFETY: look-ups and a lock inside a transaction.
     unsafe {
         let oid = pg_sys::get_extension_oid(c"background_jobs".as_ptr(), true);
         if oid == pg_sys::Oid::INVALID {
-            return false;
+            return None;
         }
         pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, oid, 0, pg_sys::AccessShareLock as i32);
-        pg_sys::get_extension_oid(c"background_jobs".as_ptr(), true) == oid
+        (pg_sys::get_extension_oid(c"background_jobs".as_ptr(), true) == oid).then_some(oid)
     }
 }
 

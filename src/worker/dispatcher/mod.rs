@@ -75,6 +75,8 @@ pub struct Dispatcher {
     /// Some of those for the sake of another database, which may have news at any moment.
     undecided: bool,
     begun: Instant,
+    /// Which installation of the extension this dispatcher works for.
+    extension: Option<Oid>,
     roster: Roster,
     next_poll: Instant,
     next_housekeeping: Instant,
@@ -147,6 +149,7 @@ impl Dispatcher {
             uncharged: HashSet::new(),
             undecided: false,
             begun: now,
+            extension: None,
             roster: Roster::default(),
             next_poll: now,
             next_housekeeping: now,
@@ -260,7 +263,9 @@ impl Dispatcher {
     /// Reads what has changed; inside a transaction that was begun after the news. False: the extension is gone.
     fn look(&mut self, news: News) -> bool {
         // DROP EXTENSION locks the extension before its tables; so do we, or each would wait for the other.
-        if !database::lock_extension() {
+        let Some(extension) = database::lock_extension() else { return false };
+        // Another one: the executors' sessions know the functions of the former.
+        if *self.extension.get_or_insert(extension) != extension {
             return false;
         }
         let (poll, version) = (news.poll, news.handlers_version);
