@@ -98,7 +98,8 @@ pub fn all(executor: &mut Executor, jobs: Vec<Job>) {
                 executor.slot.end();
                 forget_cancel();
                 submit::not_finishing();
-                jobs.iter_mut().take(tried).for_each(|job| job.alone = true);
+                // The first one even if it was not reached: by itself it is given up, or an error at the start would come for ever.
+                jobs.iter_mut().take(tried.max(1)).for_each(|job| job.alone = true);
             }
         }
     }
