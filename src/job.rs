@@ -19,6 +19,10 @@ pub struct JobRef {
     pub id: JobId,
 }
 
+/// Where a table has a row, or had it when somebody looked: whoever goes there has to see whether it is the right one. 0: nobody
+/// has looked.
+pub type Place = u64;
+
 /// What is kept of a job that waits in the queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Waiting {
@@ -31,6 +35,8 @@ pub struct Waiting {
     pub attempts: i32,
     /// The job's own limit.
     pub max_attempts: Option<i32>,
+    /// Of its row in the queue.
+    pub place: Place,
 }
 
 /// Why a queued job waits, which is also what its `run_at` means. Stored in `queued_job.timing`.

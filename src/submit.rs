@@ -157,13 +157,10 @@ pub fn queue(new: NewJob, taken: Taken) {
     let new = at_least_one_attempt(new);
     let quick = priorities::of(new.job.table, &new.handler).and_then(|priority| catalog::insert(&new, priority));
     match quick {
-        Some(lane) => {
+        Some((lane, place)) => {
             let NewJob { job, run_at, enqueued_at, max_attempts, .. } = new;
-            notes::note_change(
-                lane,
-                run_at,
-                Some(Waiting { id: job.id, run_at, enqueued_at, attempts: 0, max_attempts }),
-            );
+            let waiting = Waiting { id: job.id, run_at, enqueued_at, attempts: 0, max_attempts, place };
+            notes::note_change(lane, run_at, Some(waiting));
         }
         None => requeue(new, taken),
     }

@@ -4,23 +4,42 @@ use super::*;
 use crate::pg::heap::{self, Deleted, Key};
 
 /// Columns of queued_job, by number.
+const JOB_TABLE: i32 = 1;
+const JOB_ID: i32 = 2;
 const ENQUEUED_AT: i32 = 7;
 const ATTEMPTS: i32 = 8;
 
-/// `finish` below SQL, for the ordinary case. None: it is not that case, use `finish`. Needs no `bookkeeping`.
-pub fn finish_quickly(assignment: &Assignment) -> Option<bool> {
-    let queue = heap::Table::open(c"queued_job")?;
-    let keys = [Key::Uuid(2, uuid(&assignment.id)?), Key::Oid(1, table(assignment.table)?)];
-    let identity = Identity::of(assignment.enqueued_at, assignment.attempt, assignment.action);
-    let is_this_attempt = |row: &heap::Row| {
-        let enqueued_at = row.get(ENQUEUED_AT).map(|datum| datum.value() as Timestamp);
-        let attempts = row.get(ATTEMPTS).map(|datum| datum.value() as i32);
-        enqueued_at == Some(identity.enqueued_at) && attempts == Some(identity.attempts)
-    };
-    match queue.delete(c"queued_job_pkey", &keys, is_this_attempt) {
-        Deleted::Yes => Some(true),
-        Deleted::No => Some(false),
-        Deleted::Changed => None,
+/// The queue, open for `finish` below SQL. Needs no `bookkeeping`.
+pub struct Queue(heap::Table);
+
+impl Queue {
+    /// None: the extension is being dropped, or was renamed.
+    pub fn open() -> Option<Self> {
+        heap::Table::open(c"queued_job").map(Self)
+    }
+
+    /// `finish` for the ordinary case, up to `xact::next_command`. None: it is not that case.
+    pub fn finish(&self, assignment: &Assignment) -> Option<bool> {
+        let (id, of) = (uuid(&assignment.id)?, table(assignment.table)?);
+        let identity = Identity::of(assignment.enqueued_at, assignment.attempt, assignment.action);
+        let is_this_attempt = |row: &heap::Row| {
+            let number = |column| row.get(column).map(|datum| datum.value() as i64);
+            let same_job = row.get(JOB_ID).is_some_and(|id| uuid_bytes(id) == assignment.id);
+            same_job
+                && number(JOB_TABLE).map(|oid| oid as u32) == Some(assignment.table)
+                && number(ENQUEUED_AT) == Some(identity.enqueued_at)
+                && number(ATTEMPTS).map(|attempts| attempts as i32) == Some(identity.attempts)
+        };
+        let mut deleted = self.0.delete_at(assignment.place, is_this_attempt);
+        if deleted == Deleted::No {
+            let keys = [Key::Uuid(JOB_ID as i16, id), Key::Oid(JOB_TABLE as i16, of)];
+            deleted = self.0.delete(c"queued_job_pkey", &keys, is_this_attempt);
+        }
+        match deleted {
+            Deleted::Yes => Some(true),
+            Deleted::No => Some(false),
+            Deleted::Changed => None,
+        }
     }
 }
 

@@ -14,11 +14,11 @@ pub use dispatch::*;
 pub use handlers::*;
 pub use queue::*;
 
-use crate::job::{JobId, JobRef, LaneKey, Setback, Timing, Waiting};
+use crate::job::{JobId, JobRef, LaneKey, Place, Setback, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::memory::{Context, Current, HeldDatum};
-use crate::pg::spi::{Statement, oid, text, timestamp, uuid};
+use crate::pg::spi::{Statement, oid, text, timestamp, uuid, uuid_bytes};
 use crate::protocol::{self, Identity};
 use crate::shmem::Assignment;
 use pgrx::pg_sys::{self, Datum, Oid};

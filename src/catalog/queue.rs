@@ -26,13 +26,13 @@ impl NewJob {
 
 /// The quick way into the queue, without SQL, for the ordinary case: no key, and nothing there under the same id. None: it is
 /// not that case, use `enqueue`. Needs no `bookkeeping`. `priority` is the handler's.
-pub fn insert(new: &NewJob, priority: i16) -> Option<LaneKey> {
+pub fn insert(new: &NewJob, priority: i16) -> Option<(LaneKey, Place)> {
     if new.job_key.is_some() {
         return None;
     }
     let queue = heap::Table::open(c"queued_job")?;
     let priority = new.priority.unwrap_or(priority);
-    let inserted = queue.insert(&[
+    let place = queue.insert(&[
         table(new.job.table),
         uuid(&new.job.id),
         text(&new.handler),
@@ -47,7 +47,7 @@ pub fn insert(new: &NewJob, priority: i16) -> Option<LaneKey> {
         None,
         None,
     ]);
-    inserted.then(|| new.lane(priority))
+    place.map(|place| (new.lane(priority), place))
 }
 
 /// Queues a job and returns its lane. What is in the queue under its id gives way, unless `or_leave`: then None.

@@ -15,14 +15,16 @@ pub struct Statements {
     pub plain: bool,
     name: String,
     options: Options,
-    /// $1 id -> finished, payload
+    /// $1 id -> finished, payload, place
     pub load: Statement,
-    /// $1 ids -> finished, payload, id
+    /// $1 ids -> finished, payload, place, id
     pub load_many: Statement,
     /// $1 id, $2 result, $3 attempts, $4 started_at, $5 finished_at, $6 the progress that was reported
     pub complete: Statement,
     /// $1 ids, $2 results, $3 attempts, $4 started_at, $5 finished_at: several at once
     pub complete_many: Statement,
+    /// $1 places and then as `complete_many`: the rows that are where they were
+    pub complete_in_place: Statement,
     /// as `complete`; leaves the progress where the attempt got to
     pub fail: Statement,
     /// $1 id
@@ -30,6 +32,15 @@ pub struct Statements {
     /// $1 id, $2 progress
     pub flush: Statement,
 }
+
+/// Ids, results, attempts, started_at; finished_at.
+const MANY: [pg_sys::Oid; 5] = [
+    pg_sys::UUIDARRAYOID,
+    pg_sys::JSONBARRAYOID,
+    pg_sys::INT4ARRAYOID,
+    pg_sys::TIMESTAMPTZARRAYOID,
+    pg_sys::TIMESTAMPTZOID,
+];
 
 impl Statements {
     pub fn new(table: &Relation, options: &Options) -> Self {
@@ -40,9 +51,18 @@ impl Statements {
             used.map(|(column, value)| format!(", {column} = {value}")).collect::<String>()
         };
         let times = written([("attempts", "$3"), ("started_at", "$4"), ("finished_at", "$5")]);
-        let times_of_many =
-            written([("attempts", "ended.attempts"), ("started_at", "ended.started_at"), ("finished_at", "$5")]);
         let guard = if planted::is(Bug::NoCancelGuard) { "completed IS NOT TRUE" } else { UNFINISHED };
+        let complete_many = |finished_at: &str, from: &str| {
+            let times = written([
+                ("attempts", "ended.attempts"),
+                ("started_at", "ended.started_at"),
+                ("finished_at", finished_at),
+            ]);
+            format!(
+                "UPDATE {name} job SET completed = true, progress = 1, result = ended.result{times} FROM {from} \
+                  WHERE job.id OPERATOR(pg_catalog.=) ended.id AND {guard}"
+            )
+        };
         let finish = |progress: &str| {
             Statement::new(
                 format!(
@@ -64,30 +84,25 @@ impl Statements {
         Self {
             plain: is_plain(table),
             load: Statement::new(
-                format!("SELECT NOT ({UNFINISHED}), payload FROM {name} WHERE {own}{unfinished_first}"),
+                format!("SELECT NOT ({UNFINISHED}), payload, ctid FROM {name} WHERE {own}{unfinished_first}"),
                 &[pg_sys::UUIDOID],
             ),
             load_many: Statement::new(
                 format!(
-                    "SELECT NOT ({UNFINISHED}), payload, id FROM {name} \
+                    "SELECT NOT ({UNFINISHED}), payload, ctid, id FROM {name} \
                       WHERE id OPERATOR(pg_catalog.=) ANY ($1){unfinished_first}"
                 ),
                 &[pg_sys::UUIDARRAYOID],
             ),
             complete: finish("1"),
             complete_many: Statement::new(
-                format!(
-                    "UPDATE {name} job SET completed = true, progress = 1, result = ended.result{times_of_many} \
-                       FROM unnest($1, $2, $3, $4) ended(id, result, attempts, started_at) \
-                      WHERE job.id OPERATOR(pg_catalog.=) ended.id AND {guard}"
-                ),
-                &[
-                    pg_sys::UUIDARRAYOID,
-                    pg_sys::JSONBARRAYOID,
-                    pg_sys::INT4ARRAYOID,
-                    pg_sys::TIMESTAMPTZARRAYOID,
-                    pg_sys::TIMESTAMPTZOID,
-                ],
+                complete_many("$5", "unnest($1, $2, $3, $4) ended(id, result, attempts, started_at)"),
+                &MANY,
+            ),
+            complete_in_place: Statement::new(
+                complete_many("$6", "unnest($1, $2, $3, $4, $5) ended(place, id, result, attempts, started_at)")
+                    + " AND job.ctid OPERATOR(pg_catalog.=) ended.place",
+                &[&[pg_sys::TIDARRAYOID], &MANY[..]].concat(),
             ),
             fail: finish("GREATEST(progress, $6)"),
             restart: Statement::new(

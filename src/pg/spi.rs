@@ -3,6 +3,7 @@
 use crate::pg::encoding;
 use crate::pg::error::PgError;
 use crate::pg::memory::{Context, HeldDatum, hold_varlena};
+use pgrx::itemptr::{item_pointer_to_u64, u64_to_item_pointer};
 use pgrx::{FromDatum, PgSqlErrorCode, pg_sys};
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
@@ -208,6 +209,12 @@ impl Rows {
         self.datum(row, column).map(uuid_bytes)
     }
 
+    /// Of a column of type tid.
+    pub fn place(&self, row: usize, column: i32) -> u64 {
+        // SAFETY: a tid datum points at an item pointer.
+        self.datum(row, column).map_or(0, |datum| unsafe { item_pointer_to_u64(*datum.cast_mut_ptr()) })
+    }
+
     /// A jsonb or text kept for longer than the statement.
     pub fn hold(&self, row: usize, column: i32, into: &Context) -> Option<HeldDatum> {
         self.datum(row, column).map(|datum| hold_varlena(datum, into))
@@ -247,6 +254,20 @@ fn array(
 
 pub fn uuids<'a>(ids: impl Iterator<Item = &'a [u8; 16]>) -> Option<pg_sys::Datum> {
     array(ids.map(uuid), pg_sys::UUIDOID, 16, false, b'c')
+}
+
+/// As tid.
+pub fn places(places: impl Iterator<Item = u64>) -> Option<pg_sys::Datum> {
+    let pointers: Vec<_> = places.map(item_pointer).collect();
+    let data = pointers.iter().map(|pointer| Some(pg_sys::Datum::from(std::ptr::from_ref(pointer))));
+    array(data, pg_sys::TIDOID, size_of::<pg_sys::ItemPointerData>() as i32, false, b's')
+}
+
+/// The position of the row at this place.
+pub fn item_pointer(place: u64) -> pg_sys::ItemPointerData {
+    let mut pointer = pg_sys::ItemPointerData::default();
+    u64_to_item_pointer(place, &mut pointer);
+    pointer
 }
 
 pub fn jsonbs(documents: impl Iterator<Item = Option<pg_sys::Datum>>) -> Option<pg_sys::Datum> {

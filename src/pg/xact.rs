@@ -111,6 +111,12 @@ pub fn on_end(f: fn(End)) {
     unsafe { pg_sys::RegisterXactCallback(Some(on_xact_event), f as *mut c_void) };
 }
 
+/// What was written so far is seen by what follows in this transaction; statements of SQL see to that themselves.
+pub fn next_command() {
+    // SAFETY: called inside a transaction.
+    unsafe { pg_sys::CommandCounterIncrement() };
+}
+
 /// Is the transaction that wrote `xmin` the current one (or a part of it)?
 pub fn is_own(xmin: u32) -> bool {
     // SAFETY: a pure look-up in the state of this backend.

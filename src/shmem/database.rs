@@ -35,7 +35,14 @@ impl Note {
             timing: lane.timing as i16,
             handler: Name::new(&lane.handler),
             run_at,
-            only: only.unwrap_or(Waiting { id: [0; 16], run_at, enqueued_at: 0, attempts: 0, max_attempts: None }),
+            only: only.unwrap_or(Waiting {
+                id: [0; 16],
+                run_at,
+                enqueued_at: 0,
+                attempts: 0,
+                max_attempts: None,
+                place: 0,
+            }),
             has_only: only.is_some(),
         })
     }

@@ -4,7 +4,7 @@
 //! executor goes through them in order; the dispatcher reads how they ended and counts up `drained`, which frees the
 //! place. A claim is in memory only: no row is touched before the handler runs.
 
-use crate::job::{JobId, JobRef, MAX_HANDLER_NAME};
+use crate::job::{JobId, JobRef, MAX_HANDLER_NAME, Place};
 use crate::pg::clock::Timestamp;
 use crate::pg::latch::Process;
 use crate::pg::lwlock;
@@ -57,6 +57,8 @@ pub struct Assignment {
     pub enqueued_at: Timestamp,
     /// Since when it could have run.
     pub due_at: Timestamp,
+    /// Of its row in the queue.
+    pub place: Place,
     /// Was running when the server crashed.
     pub suspect: bool,
     pub action: Action,

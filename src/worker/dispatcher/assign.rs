@@ -227,6 +227,7 @@ impl Dispatcher {
             max_attempts: waiting.max_attempts.unwrap_or(0),
             enqueued_at: waiting.enqueued_at,
             due_at: waiting.run_at,
+            place: waiting.place,
             suspect: key.timing == Timing::Quarantine,
             action,
         }

@@ -2,6 +2,7 @@
 
 use super::{Executor, run};
 use crate::handler::Handler;
+use crate::job::Place;
 use crate::job_table::Statements;
 use crate::pg::error::forget_cancel;
 use crate::pg::guc;
@@ -31,6 +32,8 @@ pub struct Job {
     pub assignment: Assignment,
     pub handler: Rc<Handler>,
     pub payload: HeldDatum,
+    /// Of its row.
+    pub place: Place,
     /// It is ours: the dispatcher can no longer take it back.
     pub taken: bool,
     /// It may not share a commit.
@@ -38,8 +41,8 @@ pub struct Job {
 }
 
 impl Job {
-    fn new(number: u64, assignment: Assignment, handler: Rc<Handler>, payload: HeldDatum) -> Self {
-        Self { number, assignment, handler, payload, taken: false, alone: false }
+    fn new(number: u64, assignment: Assignment, handler: Rc<Handler>, payload: HeldDatum, place: Place) -> Self {
+        Self { number, assignment, handler, payload, place, taken: false, alone: false }
     }
 }
 
@@ -142,7 +145,7 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
             let rows = read(&statements, jobs);
             for ((number, assignment), handler) in jobs.iter().zip(handlers) {
                 let row =
-                    if jobs.len() == 1 { (rows.processed > 0).then_some(0) } else { rows.find(3, &assignment.id) };
+                    if jobs.len() == 1 { (rows.processed > 0).then_some(0) } else { rows.find(4, &assignment.id) };
                 let sight = protocol::on_load(row.and_then(|row| rows.get(row, 1)));
                 let one = match (handler, sight) {
                     (None, _) => Loaded::Refused(*number),
@@ -153,7 +156,8 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
                         let payload = row.and_then(|row| rows.hold(row, 2, &executor.memory));
                         let payload = payload.unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
                         *bytes += payload.size();
-                        Loaded::Ready(Job::new(*number, *assignment, handler, payload))
+                        let place = row.map_or(0, |row| rows.place(row, 3));
+                        Loaded::Ready(Job::new(*number, *assignment, handler, payload, place))
                     }
                 };
                 loaded.push(one);

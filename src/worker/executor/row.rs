@@ -4,6 +4,7 @@ use super::Executor;
 use super::batch::Job;
 use super::run::COMPANY;
 use crate::catalog;
+use crate::job::Place;
 use crate::job_table::Statements;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
@@ -11,7 +12,7 @@ use crate::pg::fmgr::float4_datum;
 use crate::pg::memory::HeldDatum;
 use crate::pg::relation::Lock;
 use crate::pg::role::bookkeeping;
-use crate::pg::{guc, spi};
+use crate::pg::{guc, spi, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
 use crate::protocol::{self, Ending};
@@ -57,6 +58,8 @@ pub fn complete(
 #[derive(Clone, Copy)]
 pub struct Returned {
     pub assignment: Assignment,
+    /// Of the job's row, when it was loaded.
+    pub place: Place,
     pub result: Option<HeldDatum>,
     pub started_at: Timestamp,
 }
@@ -69,7 +72,7 @@ pub fn complete_together(executor: &mut Executor, returned: &[Returned]) {
         let written = guc::with_lock_timeout(COMPANY, || {
             let table = executor.tables.open(jobs[0].assignment.table, Lock::Write);
             table.is_some_and(|table| table.plain && complete_in(&table, jobs) == jobs.len())
-                && jobs.iter().all(|job| finish(&job.assignment))
+                && finish(jobs.iter().map(|job| &job.assignment))
         });
         if !written && !planted::is(Bug::EffectsApart) {
             PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "a background job of a batch was withdrawn").raise();
@@ -79,7 +82,7 @@ pub fn complete_together(executor: &mut Executor, returned: &[Returned]) {
 
 /// How many rows it reached.
 fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
-    let ids = jobs.iter().map(|job| &job.assignment.id);
+    let (ids, places) = (jobs.iter().map(|job| &job.assignment.id), jobs.iter().map(|job| job.place));
     let (attempts, starts) = (jobs.iter().map(|job| job.assignment.attempt), jobs.iter().map(|job| job.started_at));
     let refs = jobs.iter().map(|job| job.assignment.job()).collect();
     guc::nested(|| {
@@ -90,13 +93,20 @@ fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
         submit::while_finishing(refs, || {
             spi::connect(|| {
                 let arguments = [
+                    spi::places(places),
                     spi::uuids(ids),
                     spi::jsonbs(jobs.iter().map(|job| job.result.map(|held| held.0))),
                     spi::int4s(attempts),
                     spi::timestamps(starts),
                     spi::timestamp(clock::now()),
                 ];
-                table.complete_many.execute(&arguments, 0).processed
+                let reached = table.complete_in_place.execute(&arguments, 0).processed;
+                if reached == jobs.len() {
+                    return reached;
+                }
+                // Rows that were changed meanwhile, by a client or for their progress, are elsewhere now. Those that were reached
+                // are finished, so that they are not reached again.
+                reached + table.complete_many.execute(&arguments[1..], 0).processed
             })
         })
     })
@@ -104,13 +114,18 @@ fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
 
 /// The fence, for a single job: see `catalog::finish`. Waits for whoever changes the queue's row no longer than for the row's lock.
 pub fn fence(assignment: &Assignment) -> bool {
-    guc::with_lock_timeout(ROW_PATIENCE, || finish(assignment))
+    guc::with_lock_timeout(ROW_PATIENCE, || finish(std::iter::once(assignment)))
 }
 
-fn finish(assignment: &Assignment) -> bool {
-    let finished = catalog::finish_quickly(assignment)
-        .unwrap_or_else(|| bookkeeping(|| spi::connect(|| catalog::finish(assignment))));
-    finished || planted::is(Bug::NoFence)
+fn finish<'a>(mut assignments: impl Iterator<Item = &'a Assignment>) -> bool {
+    let queue = catalog::Queue::open();
+    let finished = assignments.all(|assignment| {
+        let quickly = queue.as_ref().and_then(|queue| queue.finish(assignment));
+        quickly.unwrap_or_else(|| bookkeeping(|| spi::connect(|| catalog::finish(assignment))))
+            || planted::is(Bug::NoFence)
+    });
+    xact::next_command();
+    finished
 }
 
 /// UPDATEs the row as completed or failed if it is still open.

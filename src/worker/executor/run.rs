@@ -253,7 +253,9 @@ fn run_one(executor: &mut Executor, job: &Job, company: Option<Duration>, later:
     run.ended = match result {
         Ok(result) => {
             let started_at = run.started_at;
-            later.into_iter().for_each(|later| later.push(Returned { assignment: job.assignment, result, started_at }));
+            later.into_iter().for_each(|later| {
+                later.push(Returned { assignment: job.assignment, place: job.place, result, started_at })
+            });
             Ended::Completed
         }
         Err(_) if protocol::looks_withdrawn(withdrawn, interrupt) => outcome::withdrawn(executor, job, run.started_at),

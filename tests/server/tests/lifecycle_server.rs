@@ -412,7 +412,8 @@ fn serializable_by_default_completes_every_job_once() {
     // The client that submits is serializable, too, and tries again as such a client has to. The one that watches was here
     // before the default and is not: at that level a mere look at rows that change may be refused.
     let mut writer = app.session();
-    let submission = "INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"noted\"}' FROM generate_series(1, 400);
+    let submission =
+        "INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"noted\"}' FROM generate_series(1, 400);
         INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"counts\"}' FROM generate_series(1, 50);
         WITH new AS (INSERT INTO background_jobs (payload) VALUES ('{\"handler\": \"nobody\"}') RETURNING id)
             SELECT set_config('app.cancelled', id::text, false) FROM new;
