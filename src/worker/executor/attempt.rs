@@ -1,0 +1,186 @@
+//! One attempt: the handler's call in a subtransaction, and how it ended; only the commit is missing then.
+
+use super::batch::Job;
+use super::group::Shares;
+use super::outcome::{self, Ended};
+use super::row::{self, Returned};
+use super::settle::Run;
+use super::{Executor, PATIENCE};
+use crate::job::format_id;
+use crate::journal::{self, Entry};
+use crate::pg::error::{PgError, forget_cancel};
+use crate::pg::{bgworker, clock, session, signal, timer, xact};
+use crate::planted::{self, Bug};
+use crate::progress;
+use crate::protocol;
+use crate::shmem::{Action, Assignment};
+use crate::submit;
+use crate::worker::progress_writer;
+use pgrx::PgSqlErrorCode;
+use std::cell::Cell;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// The job that runs in this process, for current_job() and set_progress().
+#[derive(Clone, Copy)]
+pub struct Current {
+    pub assignment: Assignment,
+    pub max_attempts: i32,
+}
+
+thread_local! {
+    static CURRENT: Cell<Option<Current>> = const { Cell::new(None) };
+}
+
+pub fn current() -> Option<Current> {
+    CURRENT.get()
+}
+
+/// Does with a job what its assignment says. `left` is how long it may take because finished jobs wait for it. A job that shares
+/// its completion goes to `returned` instead of being completed.
+pub fn run(
+    executor: &mut Executor,
+    job: &Job,
+    shares: Shares,
+    left: Option<Duration>,
+    returned: &mut Vec<Returned>,
+) -> Run {
+    match job.assignment.action {
+        Action::Run => call(executor, job, shares, left, returned),
+        Action::Fail => {
+            let mut run = Run::of(job, Ended::Failed);
+            timer::arm(PATIENCE);
+            run.ended = outcome::fail_exhausted(executor, job);
+            timer::disarm();
+            run
+        }
+        Action::Restart => {
+            let errors = executor.errors;
+            timer::arm(PATIENCE);
+            // Should it fail, the row shows too much for a while; that is worth no attempt.
+            let _ = xact::subtransaction("restarting the progress of a job", &errors, || {
+                row::restart_progress(executor, job);
+            });
+            timer::disarm();
+            submit::not_finishing();
+            Run::of(job, Ended::Restarted)
+        }
+    }
+}
+
+fn call(
+    executor: &mut Executor,
+    job: &Job,
+    shares: Shares,
+    left: Option<Duration>,
+    returned: &mut Vec<Returned>,
+) -> Run {
+    let slot = executor.slot;
+    let mut run = Run::of(job, Ended::Completed);
+    let line = announce(job);
+    begin(executor, job, run.started_at);
+    if let Some(left) = left {
+        timer::arm(left);
+    }
+    let begun = Instant::now();
+    let mut withdrawn = false;
+    let errors = executor.errors;
+    let result = xact::subtransaction(&line, &errors, || {
+        let value = job.handler.call(&job.assignment.id, job.payload, &executor.memory);
+        run.took = begun.elapsed();
+        if slot.interrupt().is_some() || (left.is_some() && timer::fired()) {
+            // The handler has swallowed it.
+            PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was interrupted").raise();
+        }
+        close_progress(executor);
+        if shares != Shares::Completion {
+            row::complete(executor, job, value, run.started_at, &mut withdrawn);
+        }
+        value
+    });
+    let overran = left.is_some() && timer::fired();
+    timer::disarm();
+    if run.took.is_zero() {
+        run.took = begun.elapsed();
+    }
+    let interrupt = slot.interrupt();
+    if shares != Shares::Nothing {
+        // A job with a commit of its own stays marked until that is over, so that a deadline holds for it, too.
+        slot.end();
+    }
+    end(executor);
+    if !planted::is(Bug::NoScrub) {
+        session::scrub();
+    }
+    run.ended = match result {
+        Ok(result) => {
+            if shares == Shares::Completion {
+                returned.push(Returned {
+                    assignment: job.assignment,
+                    place: job.place,
+                    result,
+                    started_at: run.started_at,
+                });
+            }
+            Ended::Completed
+        }
+        Err(_) if protocol::looks_withdrawn(withdrawn, interrupt) => outcome::withdrawn(executor, job, run.started_at),
+        Err(_) if overran && interrupt.is_none() => Ended::Overran,
+        Err(error) => {
+            let (setback, error) = outcome::classify(job, error, interrupt);
+            outcome::record(executor, job, setback, &error, run.started_at)
+        }
+    };
+    if matches!(run.ended, Ended::Overran) {
+        executor.pace.note_overrun(job);
+    } else {
+        executor.pace.note(job, run.took);
+    }
+    run
+}
+
+/// Shows what runs; returns the line of the error context.
+fn announce(job: &Job) -> String {
+    let name = &job.handler.definition.name;
+    let line = format!("background job {} ({name})", format_id(&job.assignment.id));
+    bgworker::report_application_name(name);
+    bgworker::report_activity(Some(&line));
+    line
+}
+
+fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
+    let own_limit = (job.assignment.max_attempts > 0).then_some(job.assignment.max_attempts);
+    let max_attempts = job.handler.policy(own_limit).max_attempts;
+    CURRENT.set(Some(Current { assignment: job.assignment, max_attempts }));
+    executor.slot.started_at.store(started_at, Ordering::Release);
+    journal::begin(
+        executor.index,
+        Entry {
+            database: executor.database,
+            suspect: job.assignment.suspect,
+            assignment: job.assignment,
+            started_at,
+            crash: 0,
+            bystander: false,
+        },
+    );
+    executor.slot.started_ns.store(clock::monotonic_ns(), Ordering::Release);
+    forget_cancel();
+    // Above READ COMMITTED the job's own completion would fail to serialize after a flush of its progress.
+    progress::begin(executor.slot, xact::sees_new_commits());
+    executor.slot.begin(job.number);
+    // It may have been asked for before there was something to interrupt.
+    signal::interrupt_self();
+}
+
+/// Nothing of the attempt goes on: no interrupt, no progress, no row that is ours to finish.
+pub fn end(executor: &Executor) {
+    forget_cancel();
+    submit::not_finishing();
+    CURRENT.set(None);
+    close_progress(executor);
+}
+
+fn close_progress(executor: &Executor) {
+    progress::close(executor.slot, progress_writer::is_alive);
+}

@@ -1,0 +1,96 @@
+//! After the commit: who has to know how the runs ended.
+
+use super::Executor;
+use super::batch::Job;
+use super::outcome::Ended;
+use crate::job::{LaneKey, Timing};
+use crate::journal;
+use crate::pg::clock;
+use crate::pg::error::forget_cancel;
+use crate::shmem::{Assignment, ClaimState, Note, REFUSED, WaiterSlot};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How the run of a job ended, told to the others once it is committed.
+pub struct Run {
+    pub number: u64,
+    pub assignment: Assignment,
+    pub ended: Ended,
+    /// Or when nothing had to be started.
+    pub started_at: clock::Timestamp,
+    pub took: Duration,
+    /// It was a run of the handler, or the end of one: to be counted.
+    pub counts: bool,
+}
+
+impl Run {
+    pub fn of(job: &Job, ended: Ended) -> Self {
+        Self { ended, counts: true, ..Self::without_handler(job.number, &job.assignment) }
+    }
+
+    pub fn without_handler(number: u64, assignment: &Assignment) -> Self {
+        let (started_at, took) = (clock::now(), Duration::ZERO);
+        Self { number, assignment: *assignment, ended: Ended::Refused, started_at, took, counts: false }
+    }
+}
+
+/// Tells everybody whom it concerns how the runs ended; they are committed.
+pub fn settle(executor: &mut Executor, runs: &[Run]) {
+    executor.slot.end();
+    forget_cancel();
+    journal::end(executor.index);
+    let mut finished = Vec::new();
+    let mut notes = Vec::new();
+    for run in runs {
+        let claim = executor.slot.claim(run.number);
+        let handler = run.assignment.handler.to_text();
+        match run.ended {
+            Ended::Revoked => {}
+            Ended::Refused => claim.run_us.store(REFUSED, Ordering::Release),
+            _ => claim.run_us.store(run.took.as_micros() as u64, Ordering::Release),
+        }
+        match run.ended {
+            Ended::Completed | Ended::Failed | Ended::Withdrawn => finished.push(run.assignment.job()),
+            Ended::Retry(run_at) => {
+                let lane = LaneKey {
+                    table: run.assignment.table,
+                    handler: handler.clone(),
+                    priority: run.assignment.priority,
+                    timing: Timing::Retry,
+                };
+                notes.extend(Note::new(&lane, run_at, None));
+            }
+            Ended::Revoked | Ended::Refused | Ended::Overran | Ended::Restarted => {}
+        }
+        count(executor, run, &handler);
+        if !matches!(run.ended, Ended::Revoked) {
+            claim.set(ClaimState::Done);
+        }
+        executor.slot.passed.store(run.number + 1, Ordering::Release);
+    }
+    if let Some(slot) = executor.dispatcher() {
+        slot.leave(&notes);
+    }
+    WaiterSlot::wake(executor.database, &finished);
+}
+
+fn count(executor: &mut Executor, run: &Run, handler: &str) {
+    if !run.counts {
+        return;
+    }
+    let took = run.took.as_secs_f64() * 1000.0;
+    let waited = (run.started_at - run.assignment.due_at).max(0) as f64 / 1000.0;
+    executor.count(run.assignment.table, handler, |counts| {
+        match run.ended {
+            Ended::Completed => counts.completed += 1,
+            Ended::Failed => counts.failed += 1,
+            Ended::Retry(_) => counts.retried += 1,
+            Ended::Withdrawn => counts.cancelled += 1,
+            Ended::Revoked | Ended::Refused | Ended::Overran | Ended::Restarted => return,
+        }
+        counts.total_run += took;
+        counts.max_run = counts.max_run.max(took);
+        counts.total_wait += waited;
+        counts.max_wait = counts.max_wait.max(waited);
+    });
+}
