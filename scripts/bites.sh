@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Shows that the crash ledger bites: each bug of src/planted.rs is planted in turn and has to be found. The extension with
+# the bugs in it is built into a directory of its own, so that nothing else ever picks it up. Names of bugs may be given.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+. scripts/setup.sh
+
+setup
+planted=$root/target/planted
+say "building the extension with planted bugs"
+CARGO_TARGET_DIR=$planted cargo pgrx package --pg-config "$PG_CONFIG" --features planted_bugs
+cargo build --quiet --package ledger
+export BACKGROUND_JOBS_PACKAGE=$planted/release/background_jobs-pg$pg_major
+
+[ $# -gt 0 ] || set -- effects_apart no_fence no_cancel_guard no_poll no_crash_charge no_scrub
+found=0 missed=0
+for bug in "$@"; do
+    log=$root/target/planted/$bug.log
+    SECONDS=0
+    if cargo run --quiet --package ledger -- --seconds 20 --plant "$bug" >"$log" 2>&1; then
+        found=$((found + 1))
+        say "$bug: found in $SECONDS s: $(grep -m 1 '^VIOLATION' "$log")"
+    else
+        missed=$((missed + 1))
+        say "$bug: NOT found; see $log"
+        tail -n 3 "$log"
+    fi
+done
+printf '\n%s found, %s missed\n' "$found" "$missed"
+[ "$missed" -eq 0 ]

@@ -1,0 +1,308 @@
+//! enqueue(), cancel(), retry(), run_now().
+
+use super::{
+    Fallible, attached_table, invalid, job_argument, missing, or_raise, owned_table, require_preload, table_argument,
+};
+use crate::catalog::{self, NewJob};
+use crate::job::{JobRef, Timing, handler_name};
+use crate::job_table::{self, Options};
+use crate::notes;
+use crate::pg::call;
+use crate::pg::clock;
+use crate::pg::error::PgError;
+use crate::pg::fmgr::{Args, uuid_datum};
+use crate::pg::memory::Context;
+use crate::pg::relation::{self, Lock, Relation, quote};
+use crate::pg::role::bookkeeping;
+use crate::pg::spi::{self, Statement};
+use crate::pg::xact;
+use crate::protocol::{FINISHED, UNFINISHED};
+use crate::submit::{self, Taken};
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::{self, Datum};
+
+/// enqueue(handler, payload, run_at, priority, queue, job_key, job_key_mode, max_attempts, id, job_table) uuid
+pub fn enqueue(args: &Args) -> Datum {
+    let id = or_raise(enqueue_job(args));
+    args.finish(uuid_datum(&id))
+}
+
+fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
+    require_preload()?;
+    let handler = args.text(0).ok_or_else(|| missing("handler"))?;
+    if handler.is_empty() {
+        return Err(invalid("handler must not be empty"));
+    }
+    let oid = table_argument(args, 9)?;
+    if !relation::may_insert(oid) {
+        return Err(PgError::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("permission denied for table {}", relation::name(oid).unwrap_or_default()),
+        ));
+    }
+    let table = job_table::open(oid, Lock::Write)?;
+    let options = attached_table(&table)?;
+    if args.int4(7).is_some_and(|value| value < 1) {
+        return Err(invalid("max_attempts must be at least 1"));
+    }
+    let keep = match args.text(6).as_deref() {
+        None | Some("replace") => false,
+        Some("keep") => true,
+        Some(mode) => {
+            return Err(invalid(format!("invalid job_key_mode: \"{mode}\"")).hint("Available values: replace, keep."));
+        }
+    };
+    let submit = || {
+        let id = insert(args, &table, &options, &handler)?;
+        adjust(args, JobRef { table: table.oid.to_u32(), id }, &options);
+        Ok(id)
+    };
+    let Some(key) = args.text(5) else { return submit() };
+    let memory = Context::new_scratch(c"background_jobs enqueue");
+    for _ in 0..KEY_FIGHTS {
+        if let Some(id) = take_over_key(&table, &key, keep)? {
+            return Ok(id);
+        }
+        // Somebody else may get the key between the look and the insert: then there is somebody to look at.
+        match xact::subtransaction("enqueue() with a job_key", &memory, submit) {
+            Err(error) if error.is(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION) && is_taken(&table, &key) => {}
+            Err(error) => return Err(error),
+            Ok(result) => return result,
+        }
+    }
+    submit()
+}
+
+/// How often enqueue() looks again when others submit jobs with the same key at the same moment.
+const KEY_FIGHTS: usize = 100;
+
+fn is_taken(table: &Relation, key: &str) -> bool {
+    bookkeeping(|| spi::connect(|| catalog::find_by_key(table.oid.to_u32(), key))).is_some()
+}
+
+/// Deals with the unfinished job that has the key: keeps it, or cancels it to make room for the new one. A running one goes on
+/// either way when it is to be kept; when it is to be replaced it is cancelled, too.
+fn take_over_key(table: &Relation, key: &str, keep: bool) -> Fallible<Option<[u8; 16]>> {
+    let Some(id) = bookkeeping(|| spi::connect(|| catalog::find_by_key(table.oid.to_u32(), key))) else {
+        return Ok(None);
+    };
+    if keep {
+        return Ok(Some(id));
+    }
+    // Should it just have finished, it has let go of its key; should the caller be unable to cancel it, the key is taken.
+    cancel_row(table, &id);
+    Ok(None)
+}
+
+/// INSERTs the row as the caller, with what goes into columns that are used.
+fn insert(args: &Args, table: &Relation, options: &Options, handler: &str) -> Fallible<[u8; 16]> {
+    const JSONB: pg_sys::Oid = pg_sys::JSONBOID;
+    let key = spi::text(&options.handler_key);
+    let payload = args.datum(1);
+    let mut columns = vec!["id", "timestamp", "payload", "completed", "cancelled", "progress"];
+    let mut values = vec![
+        "$1",
+        "pg_catalog.now()",
+        if options.uses("handler") {
+            "COALESCE($2, '{}'::pg_catalog.jsonb)"
+        } else {
+            "COALESCE($2, '{}'::pg_catalog.jsonb) OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object($3, $4)"
+        },
+        "false",
+        "false",
+        "0",
+    ];
+    if !options.uses("handler") {
+        let object = payload.is_none_or(call::jsonb_is_object);
+        if !object {
+            return Err(invalid("payload must be a JSON object")
+                .detail("The name of the handler is put into it.")
+                .hint("Attach the table with columns => '{handler}' to use any other JSON value."));
+        }
+    }
+    let optional = [
+        ("handler", "$4"),
+        ("run_at", "$5"),
+        ("priority", "$6"),
+        ("queue", "$7"),
+        ("job_key", "$8"),
+        ("max_attempts", "$9"),
+    ];
+    for (column, value) in optional {
+        if options.uses(column) {
+            columns.push(column);
+            values.push(value);
+        }
+    }
+    let columns: Vec<String> = columns.into_iter().map(quote).collect();
+    // The parameters are all mentioned, so that each has its type whether its column is used or not.
+    let sql = format!(
+        "WITH given AS (SELECT $3, $5, $6, $7, $8, $9) INSERT INTO {} ({}) SELECT {} FROM given",
+        table.qualified_name(),
+        columns.join(", "),
+        values.join(", ")
+    );
+    let types = [
+        pg_sys::UUIDOID,
+        JSONB,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::TIMESTAMPTZOID,
+        pg_sys::INT2OID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::INT4OID,
+    ];
+    // Made here, because reading it back would take the right to SELECT.
+    let id = args.uuid(8).unwrap_or_else(call::random_uuid);
+    let given = [
+        spi::uuid(&id),
+        payload,
+        key,
+        spi::text(handler),
+        args.datum(2),
+        args.datum(3),
+        args.datum(4),
+        args.datum(5),
+        args.datum(7),
+    ];
+    let inserted = spi::connect(|| Statement::new(sql, &types).execute(&given, 0).processed);
+    if inserted == 1 {
+        return Ok(id);
+    }
+    Err(PgError::new(
+        PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+        format!("the job was not inserted into \"{}\"", table.name),
+    )
+    .hint("A trigger or rule of the table turns the INSERT away."))
+}
+
+/// Gives the queued job what the table has no column for.
+fn adjust(args: &Args, job: JobRef, options: &Options) {
+    let given = [(2, "run_at"), (3, "priority"), (4, "queue"), (5, "job_key"), (7, "max_attempts")];
+    if given.iter().all(|(n, column)| args.datum(*n).is_none() || options.uses(column)) {
+        return;
+    }
+    let Some(queued) = bookkeeping(|| spi::connect(|| catalog::find(job))) else { return };
+    let (timing, run_at) = submit::schedule(args.int8(2).or(Some(queued.run_at)), clock::now());
+    let new = NewJob {
+        job,
+        handler: queued.handler,
+        priority: Some(args.int2(3).unwrap_or(queued.priority)),
+        timing,
+        run_at,
+        enqueued_at: queued.enqueued_at,
+        max_attempts: args.int4(7).or(queued.max_attempts),
+        queue: args.text(4).or(queued.queue),
+        job_key: args.text(5),
+        row_place: 0,
+    };
+    submit::requeue(new, Taken::Replace);
+}
+
+fn cancel_row(table: &Relation, id: &[u8; 16]) -> bool {
+    let sql = format!(
+        "UPDATE {} SET cancelled = true WHERE id OPERATOR(pg_catalog.=) $1 AND {UNFINISHED}",
+        table.qualified_name()
+    );
+    spi::connect(|| Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(id)], 0).processed > 0)
+}
+
+/// cancel(id, job_table) boolean: did this call cancel it? By an UPDATE as the caller.
+pub fn cancel(args: &Args) -> Datum {
+    let cancelled = or_raise((|| {
+        require_preload()?;
+        let job = job_argument(args, 0, 1)?;
+        let table = job_table::open(pg_sys::Oid::from(job.table), Lock::Write)?;
+        Ok(cancel_row(&table, &job.id))
+    })());
+    args.finish(Some(Datum::from(cancelled)))
+}
+
+/// retry(id, job_table) boolean: runs a job again that has failed, was cancelled or is completed; false if it is unfinished.
+pub fn retry(args: &Args) -> Datum {
+    let again = or_raise(retry_job(args));
+    args.finish(Some(Datum::from(again)))
+}
+
+fn retry_job(args: &Args) -> Fallible<bool> {
+    require_preload()?;
+    let job = job_argument(args, 0, 1)?;
+    let table = owned_table(pg_sys::Oid::from(job.table), Lock::Write)?;
+    let options = attached_table(&table)?;
+    let name = table.qualified_name();
+    let column = |name: &str, kind: &str| {
+        if options.uses(name) { quote(name) } else { format!("NULL::pg_catalog.{kind}") }
+    };
+    let sql = format!(
+        "UPDATE {name} SET completed = false, cancelled = false, progress = 0, result = NULL \
+          WHERE id OPERATOR(pg_catalog.=) $1 AND {FINISHED} RETURNING payload, {}, {}, {}, {}, {}",
+        column("handler", "text"),
+        column("priority", "int2"),
+        column("max_attempts", "int4"),
+        column("queue", "text"),
+        column("job_key", "text"),
+    );
+    let new = spi::connect(|| {
+        let rows = Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 0);
+        if rows.processed == 0 {
+            return None;
+        }
+        let named = rows
+            .get::<String>(0, 2)
+            .or_else(|| rows.datum(0, 1).and_then(|payload| call::jsonb_field_text(payload, &options.handler_key)));
+        let arrival = submit::arrival();
+        Some(NewJob {
+            job,
+            handler: handler_name(named),
+            priority: rows.get(0, 3),
+            timing: Timing::Immediate,
+            run_at: arrival,
+            enqueued_at: arrival,
+            max_attempts: rows.get(0, 4),
+            queue: rows.get(0, 5),
+            job_key: rows.get(0, 6),
+            row_place: 0,
+        })
+    });
+    match new {
+        Some(new) => {
+            bookkeeping(|| spi::connect(|| catalog::supersede_attempts(job)));
+            submit::queue(new, Taken::Replace);
+            Ok(true)
+        }
+        None if row_exists(&table, &job) => Ok(false),
+        None => Err(super::no_such_job(&job, &table.name)),
+    }
+}
+
+fn lock_row(table: &Relation, job: &JobRef) {
+    let sql = format!("SELECT 1 FROM {} WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE", table.qualified_name());
+    spi::connect(|| Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 1));
+}
+
+fn row_exists(table: &Relation, job: &JobRef) -> bool {
+    let sql = format!("SELECT 1 FROM {} WHERE id OPERATOR(pg_catalog.=) $1", table.qualified_name());
+    spi::connect(|| Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 1).processed > 0)
+}
+
+/// run_now(id, job_table) boolean: drops the delay of a waiting job; false if it is not waiting.
+pub fn run_now(args: &Args) -> Datum {
+    let found = or_raise((|| {
+        require_preload()?;
+        let job = job_argument(args, 0, 1)?;
+        let table = owned_table(pg_sys::Oid::from(job.table), Lock::Write)?;
+        // The row before the queue, like everybody else: two orders would be a deadlock some day.
+        lock_row(&table, &job);
+        let now = submit::arrival();
+        let lane = bookkeeping(|| spi::connect(|| catalog::make_due(job, now)));
+        let found = lane.is_some();
+        if let Some(lane) = lane {
+            // It has left the lane where it waited, and must not be handed out from there any more.
+            notes::note_withdrawn();
+            notes::note_job(lane, now);
+        }
+        Ok(found)
+    })());
+    args.finish(Some(Datum::from(found)))
+}

@@ -1,0 +1,99 @@
+//! The SQL functions, thin: they check their caller and their arguments, and leave the rest to the modules below.
+
+pub mod handlers;
+pub mod inside;
+pub mod jobs;
+pub mod status;
+pub mod tables;
+pub mod wait;
+pub mod workers;
+
+use crate::job::JobRef;
+use crate::job_table::{self, Options};
+use crate::pg::error::PgError;
+use crate::pg::fmgr::Args;
+use crate::pg::relation::{self, Lock, Relation};
+use crate::pg::{role, shmem};
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::Oid;
+
+/// The result of a function body; the error is raised at its end.
+type Fallible<T> = Result<T, PgError>;
+
+fn or_raise<T>(result: Fallible<T>) -> T {
+    result.unwrap_or_else(|error| error.raise())
+}
+
+/// Refuses to work without shared memory: nothing would ever run.
+fn require_preload() -> Fallible<()> {
+    if shmem::attached() {
+        return Ok(());
+    }
+    Err(PgError::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "background_jobs is not loaded")
+        .detail("It has to be there when the server starts.")
+        .hint("Put shared_preload_libraries = 'background_jobs' into postgresql.conf and restart the server."))
+}
+
+fn missing(argument: &str) -> PgError {
+    PgError::new(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{argument}\" must not be null"))
+}
+
+fn invalid(message: impl Into<String>) -> PgError {
+    PgError::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
+}
+
+/// The job table argument, or the error that says how to name one.
+fn table_argument(args: &Args, n: usize) -> Fallible<Oid> {
+    args.oid(n).ok_or_else(|| {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            "there is no job table \"background_jobs\" in the search_path",
+        )
+        .hint("Name the table with job_table => 'schema.table', or create one with background_jobs.create_table().")
+    })
+}
+
+/// The table, if the current user may act as its owner.
+fn owned_table(oid: Oid, lock: Lock) -> Fallible<Relation> {
+    // Before the lock: who may not have it must not make others wait for it. And under it, for it may have changed.
+    if relation::owner(oid).is_none_or(role::is_member_of) {
+        let table = job_table::open(oid, lock)?;
+        if role::is_member_of(table.owner) {
+            return check_kind(table);
+        }
+    }
+    let name = relation::name(oid).unwrap_or_default();
+    Err(PgError::new(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {name}")))
+}
+
+/// The relation, if it is a table.
+fn check_kind(table: Relation) -> Fallible<Relation> {
+    if matches!(table.kind, 'r' | 'p') {
+        return Ok(table);
+    }
+    Err(PgError::new(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{}\" is not a table", table.name)))
+}
+
+/// The table, if it is attached.
+fn attached_table(table: &Relation) -> Fallible<Options> {
+    job_table::attachment(table).ok_or_else(|| {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("table \"{}\" is not attached", table.name),
+        )
+        .hint(format!("Call background_jobs.attach('{}').", table.qualified_name()))
+    })
+}
+
+fn job_argument(args: &Args, id: usize, table: usize) -> Fallible<JobRef> {
+    let table = table_argument(args, table)?;
+    let id = args.uuid(id).ok_or_else(|| missing("id"))?;
+    Ok(JobRef { table: table.to_u32(), id })
+}
+
+fn no_such_job(job: &JobRef, table: &str) -> PgError {
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_NO_DATA_FOUND,
+        format!("there is no job {} in table \"{table}\"", crate::job::format_id(&job.id)),
+    )
+}

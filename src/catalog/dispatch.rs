@@ -1,0 +1,156 @@
+//! What the dispatcher reads and tidies.
+
+use super::*;
+
+/// A place in a lane.
+pub type Position = (Timestamp, JobId);
+
+/// The lanes with jobs in them whose handler is registered. Walks from lane to lane, not from job to job.
+pub fn lanes() -> Vec<LaneKey> {
+    let rows = statement!(
+        "WITH RECURSIVE lane AS (
+             SELECT n.* FROM background_jobs.handler h
+              CROSS JOIN LATERAL (
+                    SELECT q.job_table, q.handler, q.priority, q.timing FROM background_jobs.queued_job q
+                     WHERE q.job_table = h.job_table AND q.handler = h.name
+                     ORDER BY q.priority, q.timing LIMIT 1) n
+              UNION ALL
+             SELECT n.* FROM lane l
+              CROSS JOIN LATERAL (
+                    SELECT q.job_table, q.handler, q.priority, q.timing FROM background_jobs.queued_job q
+                     WHERE q.job_table = l.job_table AND q.handler = l.handler
+                       AND (q.priority, q.timing) > (l.priority, l.timing)
+                     ORDER BY q.priority, q.timing LIMIT 1) n)
+         SELECT job_table::oid, handler, priority, timing FROM lane",
+        []
+    )
+    .execute(&[], 0);
+    (0..rows.processed)
+        .map(|row| LaneKey {
+            table: rows.get::<Oid>(row, 1).unwrap_or(Oid::INVALID).to_u32(),
+            handler: rows.get(row, 2).unwrap_or_default(),
+            priority: rows.get(row, 3).unwrap_or_default(),
+            timing: Timing::from_i16(rows.get(row, 4).unwrap_or_default()),
+        })
+        .collect()
+}
+
+/// The next jobs of a lane behind `after`, in order.
+pub fn next_in_lane(lane: &LaneKey, after: &Position, limit: usize) -> Vec<Waiting> {
+    let rows = statement!(
+        "SELECT job_id, run_at, enqueued_at, attempts, max_attempts, ctid, row_place FROM background_jobs.queued_job
+          WHERE job_table = $1 AND handler = $2 AND priority = $3 AND timing = $4 AND (run_at, job_id) > ($5, $6)
+          ORDER BY run_at, job_id LIMIT $7",
+        [OID, TEXT, INT2, INT2, TIME, UUID, INT8]
+    )
+    .read(
+        &[
+            table(lane.table),
+            text(&lane.handler),
+            int2(lane.priority),
+            int2(lane.timing as i16),
+            timestamp(after.0),
+            uuid(&after.1),
+            Some(Datum::from(limit as i64)),
+        ],
+        0,
+    );
+    (0..rows.processed)
+        .map(|row| Waiting {
+            id: rows.uuid(row, 1).unwrap_or_default(),
+            run_at: rows.timestamp(row, 2).unwrap_or_default(),
+            enqueued_at: rows.timestamp(row, 3).unwrap_or_default(),
+            attempts: rows.get(row, 4).unwrap_or_default(),
+            max_attempts: rows.get(row, 5),
+            place: rows.place(row, 6),
+            row_place: rows.place(row, 7),
+        })
+        .collect()
+}
+
+/// Names in the queue that no handler is registered for, a few at a time, behind `after`.
+pub fn unhandled(after: &(u32, String), limit: i64) -> Vec<(u32, String, bool)> {
+    let rows = statement!(
+        "WITH RECURSIVE name AS (
+             (SELECT q.job_table, q.handler FROM background_jobs.queued_job q
+               WHERE (q.job_table, q.handler) > ($1, $2 COLLATE \"C\")
+               ORDER BY q.job_table, q.handler LIMIT 1)
+              UNION ALL
+             SELECT n.* FROM name l
+              CROSS JOIN LATERAL (
+                    SELECT q.job_table, q.handler FROM background_jobs.queued_job q
+                     WHERE (q.job_table, q.handler) > (l.job_table, l.handler)
+                     ORDER BY q.job_table, q.handler LIMIT 1) n)
+         SELECT n.job_table::oid, n.handler,
+                EXISTS (SELECT FROM background_jobs.handler h JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner
+                         WHERE h.job_table = n.job_table AND h.name = n.handler)
+           FROM (SELECT * FROM name LIMIT $3) n",
+        [OID, TEXT, INT8]
+    )
+    .execute(&[table(after.0), text(&after.1), Some(Datum::from(limit))], 0);
+    (0..rows.processed)
+        .map(|row| {
+            (
+                rows.get::<Oid>(row, 1).unwrap_or(Oid::INVALID).to_u32(),
+                rows.get(row, 2).unwrap_or_default(),
+                rows.get(row, 3).unwrap_or(true),
+            )
+        })
+        .collect()
+}
+
+/// Is this submission still unfinished?
+pub fn is_queued(job: JobRef, enqueued_at: Timestamp) -> bool {
+    statement!(protocol::IS_QUEUED, [OID, UUID, TIME])
+        .read(&[table(job.table), uuid(&job.id), timestamp(enqueued_at)], 1)
+        .processed
+        > 0
+}
+
+/// Forgets tables that no longer exist; returns how many rows went.
+pub fn purge_dropped_tables() -> usize {
+    let mut gone = statement!(
+        "DELETE FROM background_jobs.handler h
+          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = h.job_table)",
+        []
+    )
+    .execute(&[], 0)
+    .processed;
+    // Table by table, because the queue may be long: its tables are found by walking from one to the next.
+    gone += statement!(
+        "DELETE FROM background_jobs.handler_stat s
+          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = s.job_table)",
+        []
+    )
+    .execute(&[], 0)
+    .processed;
+    gone += statement!(
+        "WITH RECURSIVE tab AS (
+             (SELECT q.job_table FROM background_jobs.queued_job q ORDER BY q.job_table LIMIT 1)
+              UNION ALL
+             SELECT n.* FROM tab l
+              CROSS JOIN LATERAL (
+                    SELECT q.job_table FROM background_jobs.queued_job q WHERE q.job_table > l.job_table
+                     ORDER BY q.job_table LIMIT 1) n)
+         DELETE FROM background_jobs.queued_job q
+          USING (SELECT t.job_table FROM tab t
+                  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.job_table)) d
+          WHERE q.job_table = d.job_table",
+        []
+    )
+    .execute(&[], 0)
+    .processed;
+    gone
+}
+
+/// Deletes old attempts, a few thousand at a time; returns how many went.
+pub fn prune(older_than: Duration) -> usize {
+    statement!(
+        "DELETE FROM background_jobs.attempt WHERE ctid = ANY (ARRAY(
+             SELECT ctid FROM background_jobs.attempt
+              WHERE finished_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1) LIMIT 5000))",
+        [FLOAT8]
+    )
+    .execute(&[float8(older_than.as_secs_f64())], 0)
+    .processed
+}

@@ -1,0 +1,64 @@
+//! Every statement on the extension's own tables, one function a verb.
+//!
+//! Callers are inside a transaction, inside `role::bookkeeping` (sessions and executors) or in a session that is pinned for
+//! good (the dispatcher), and inside `spi::connect`. Every change of a queued job carries its guard: the identity of the
+//! submission, and where it matters the number of attempts.
+
+mod attempts;
+mod dispatch;
+mod handlers;
+mod queue;
+
+pub use attempts::*;
+pub use dispatch::*;
+pub use handlers::*;
+pub use queue::*;
+
+use crate::job::{JobId, JobRef, LaneKey, Place, Setback, Timing, Waiting};
+use crate::pg::clock::Timestamp;
+use crate::pg::error::PgError;
+use crate::pg::memory::{Context, Current, HeldDatum};
+use crate::pg::spi::{Statement, item_pointer, oid, text, timestamp, uuid, uuid_bytes};
+use crate::protocol::{self, Identity};
+use crate::shmem::Assignment;
+use pgrx::pg_sys::{self, Datum, Oid};
+use std::time::Duration;
+
+const OID: Oid = pg_sys::OIDOID;
+const UUID: Oid = pg_sys::UUIDOID;
+const TEXT: Oid = pg_sys::TEXTOID;
+const INT2: Oid = pg_sys::INT2OID;
+const INT4: Oid = pg_sys::INT4OID;
+const INT8: Oid = pg_sys::INT8OID;
+const FLOAT8: Oid = pg_sys::FLOAT8OID;
+const BOOL: Oid = pg_sys::BOOLOID;
+const TIME: Oid = pg_sys::TIMESTAMPTZOID;
+const INTERVAL: Oid = pg_sys::INTERVALOID;
+const JSONB: Oid = pg_sys::JSONBOID;
+
+/// The statement, prepared once per process.
+macro_rules! statement {
+    ($sql:expr, [$($type:expr),*]) => {{
+        thread_local! {
+            static STATEMENT: &'static Statement = Box::leak(Box::new(Statement::new($sql, &[$($type),*])));
+        }
+        STATEMENT.with(|statement| *statement)
+    }};
+}
+use statement;
+
+fn table(oid: u32) -> Option<Datum> {
+    self::oid(Oid::from(oid))
+}
+
+fn int4(value: i32) -> Option<Datum> {
+    Some(Datum::from(value))
+}
+
+fn int2(value: i16) -> Option<Datum> {
+    Some(Datum::from(value))
+}
+
+fn float8(value: f64) -> Option<Datum> {
+    pgrx::IntoDatum::into_datum(value)
+}

@@ -1,0 +1,176 @@
+//! Submitting and withdrawing.
+
+use super::*;
+use crate::pg::heap;
+
+/// A job as it enters the queue.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    pub job: JobRef,
+    pub handler: String,
+    /// None: the handler's own, or 0.
+    pub priority: Option<i16>,
+    pub timing: Timing,
+    pub run_at: Timestamp,
+    pub enqueued_at: Timestamp,
+    pub max_attempts: Option<i32>,
+    pub queue: Option<String>,
+    pub job_key: Option<String>,
+    /// Of its row.
+    pub row_place: Place,
+}
+
+impl NewJob {
+    fn lane(&self, priority: i16) -> LaneKey {
+        LaneKey { table: self.job.table, handler: self.handler.clone(), priority, timing: self.timing }
+    }
+}
+
+/// The quick way into the queue, without SQL, for the ordinary case: no key, and nothing there under the same id. None: it is
+/// not that case, use `enqueue`. Needs no `bookkeeping`. `priority` is the handler's.
+pub fn insert(new: &NewJob, priority: i16) -> Option<(LaneKey, Place)> {
+    if new.job_key.is_some() {
+        return None;
+    }
+    let queue = heap::Table::open(c"queued_job")?;
+    let priority = new.priority.unwrap_or(priority);
+    let row = item_pointer(new.row_place);
+    let place = queue.insert(&[
+        table(new.job.table),
+        uuid(&new.job.id),
+        text(&new.handler),
+        int2(priority),
+        int2(new.timing as i16),
+        timestamp(new.run_at),
+        timestamp(new.enqueued_at),
+        int4(0),
+        new.max_attempts.and_then(int4),
+        int2(0),
+        new.queue.as_deref().and_then(text),
+        None,
+        None,
+        (new.row_place != 0).then(|| Datum::from(std::ptr::from_ref(&row))),
+    ]);
+    place.map(|place| (new.lane(priority), place))
+}
+
+/// Queues a job and returns its lane. What is in the queue under its id gives way, unless `or_leave`: then None.
+pub fn enqueue(new: &NewJob, or_leave: bool) -> Option<LaneKey> {
+    let rows = statement!(
+        "INSERT INTO background_jobs.queued_job
+             (job_table, job_id, handler, priority, timing, run_at, enqueued_at, max_attempts, queue, job_key)
+         VALUES ($1::regclass, $2, $3,
+                 COALESCE($4, (SELECT h.priority FROM background_jobs.handler h
+                                WHERE h.job_table = $1 AND h.name = $3), 0),
+                 $5, $6, $7, $8, $9, $10)
+         ON CONFLICT (job_table, job_id) DO UPDATE
+            SET handler = excluded.handler, priority = excluded.priority, timing = excluded.timing,
+                run_at = excluded.run_at, enqueued_at = excluded.enqueued_at, attempts = 0, conflicts = 0,
+                max_attempts = excluded.max_attempts, queue = excluded.queue, job_key = excluded.job_key,
+                last_error = NULL, row_place = NULL
+          WHERE NOT $11
+         RETURNING priority",
+        [OID, UUID, TEXT, INT2, INT2, TIME, TIME, INT4, TEXT, TEXT, BOOL]
+    )
+    .execute(
+        &[
+            table(new.job.table),
+            uuid(&new.job.id),
+            text(&new.handler),
+            new.priority.and_then(int2),
+            int2(new.timing as i16),
+            timestamp(new.run_at),
+            timestamp(new.enqueued_at),
+            new.max_attempts.and_then(int4),
+            new.queue.as_deref().and_then(text),
+            new.job_key.as_deref().and_then(text),
+            Some(Datum::from(or_leave)),
+        ],
+        0,
+    );
+    rows.get(0, 1).map(|priority| new.lane(priority))
+}
+
+/// Takes a job out of the queue; false if it was not there.
+pub fn withdraw(job: JobRef) -> bool {
+    statement!("DELETE FROM background_jobs.queued_job WHERE job_table = $1 AND job_id = $2", [OID, UUID])
+        .execute(&[table(job.table), uuid(&job.id)], 0)
+        .processed
+        > 0
+}
+
+pub fn withdraw_all(of: u32) -> usize {
+    statement!("DELETE FROM background_jobs.queued_job WHERE job_table = $1", [OID]).execute(&[table(of)], 0).processed
+}
+
+/// The queue's view of one job.
+#[derive(Debug, Clone)]
+pub struct QueuedJob {
+    pub handler: String,
+    pub priority: i16,
+    pub timing: Timing,
+    pub run_at: Timestamp,
+    pub enqueued_at: Timestamp,
+    pub attempts: i32,
+    pub max_attempts: Option<i32>,
+    pub queue: Option<String>,
+    /// With `find_in` only.
+    pub last_error: Option<Datum>,
+    /// Bound to a handler that is registered.
+    pub handled: bool,
+    pub handler_max_attempts: Option<i32>,
+}
+
+pub fn find(job: JobRef) -> Option<QueuedJob> {
+    find_in(job, None)
+}
+
+/// The same, with the error's document kept in `into`.
+pub fn find_in(job: JobRef, into: Option<Current>) -> Option<QueuedJob> {
+    let rows = statement!(
+        "SELECT q.handler, q.priority, q.timing, q.run_at, q.enqueued_at, q.attempts, q.max_attempts,
+                COALESCE(q.queue, h.queue), q.last_error, h.name IS NOT NULL, h.max_attempts
+           FROM background_jobs.queued_job q
+           LEFT JOIN (background_jobs.handler h JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner)
+             ON h.job_table = q.job_table AND h.name = q.handler
+          WHERE q.job_table = $1 AND q.job_id = $2",
+        [OID, UUID]
+    )
+    .execute(&[table(job.table), uuid(&job.id)], 1);
+    (rows.processed > 0).then(|| QueuedJob {
+        handler: rows.get(0, 1).unwrap_or_default(),
+        priority: rows.get(0, 2).unwrap_or_default(),
+        timing: Timing::from_i16(rows.get(0, 3).unwrap_or_default()),
+        run_at: rows.timestamp(0, 4).unwrap_or_default(),
+        enqueued_at: rows.timestamp(0, 5).unwrap_or_default(),
+        attempts: rows.get(0, 6).unwrap_or_default(),
+        max_attempts: rows.get(0, 7),
+        queue: rows.get(0, 8),
+        last_error: into.and_then(|into| rows.datum(0, 9).map(|datum| into.keep(datum))),
+        handled: rows.get(0, 10).unwrap_or(false),
+        handler_max_attempts: rows.get(0, 11),
+    })
+}
+
+/// The unfinished job with this key.
+pub fn find_by_key(of: u32, key: &str) -> Option<JobId> {
+    statement!("SELECT job_id FROM background_jobs.queued_job WHERE job_table = $1 AND job_key = $2", [OID, TEXT])
+        .execute(&[table(of), text(key)], 1)
+        .uuid(0, 1)
+}
+
+/// Drops a queued job's delay. Returns its lane before, if there is such a job.
+pub fn make_due(job: JobRef, now: Timestamp) -> Option<LaneKey> {
+    let rows = statement!(
+        "UPDATE background_jobs.queued_job SET timing = 0, run_at = $3
+          WHERE job_table = $1 AND job_id = $2 RETURNING handler, priority",
+        [OID, UUID, TIME]
+    )
+    .execute(&[table(job.table), uuid(&job.id), timestamp(now)], 0);
+    (rows.processed > 0).then(|| LaneKey {
+        table: job.table,
+        handler: rows.get(0, 1).unwrap_or_default(),
+        priority: rows.get(0, 2).unwrap_or_default(),
+        timing: Timing::Immediate,
+    })
+}

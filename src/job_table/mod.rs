@@ -1,0 +1,211 @@
+//! The application's table: what has to be there, and what attach() puts there.
+
+mod statements;
+
+pub use statements::Statements;
+
+use crate::pg::error::PgError;
+use crate::pg::relation::{self, Lock, Relation};
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::{self, Oid};
+
+pub const DEFAULT_HANDLER_KEY: &str = "handler";
+
+pub const SUBMIT_TRIGGER: &str = "background_jobs_submit";
+pub const UPDATE_TRIGGER: &str = "background_jobs_update";
+pub const DELETE_TRIGGER: &str = "background_jobs_delete";
+pub const TRUNCATE_TRIGGER: &str = "background_jobs_truncate";
+pub const TRIGGERS: [&str; 4] = [SUBMIT_TRIGGER, UPDATE_TRIGGER, DELETE_TRIGGER, TRUNCATE_TRIGGER];
+
+/// A column with its type, as SQL writes it.
+type Column = (&'static str, Oid, &'static str);
+
+const REQUIRED: [Column; 7] = [
+    ("id", pg_sys::UUIDOID, "uuid"),
+    ("timestamp", pg_sys::TIMESTAMPTZOID, "timestamptz"),
+    ("payload", pg_sys::JSONBOID, "jsonb"),
+    ("completed", pg_sys::BOOLOID, "boolean"),
+    ("cancelled", pg_sys::BOOLOID, "boolean"),
+    ("progress", pg_sys::FLOAT4OID, "real"),
+    ("result", pg_sys::JSONBOID, "jsonb"),
+];
+
+/// Read when a row is inserted, and written when it is finished.
+const OPTIONAL: [Column; 9] = [
+    ("handler", pg_sys::TEXTOID, "text"),
+    ("queue", pg_sys::TEXTOID, "text"),
+    ("priority", pg_sys::INT2OID, "smallint"),
+    ("run_at", pg_sys::TIMESTAMPTZOID, "timestamptz"),
+    ("job_key", pg_sys::TEXTOID, "text"),
+    ("max_attempts", pg_sys::INT4OID, "integer"),
+    ("attempts", pg_sys::INT4OID, "integer"),
+    ("started_at", pg_sys::TIMESTAMPTZOID, "timestamptz"),
+    ("finished_at", pg_sys::TIMESTAMPTZOID, "timestamptz"),
+];
+
+/// What attach() was told; kept as the triggers' arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    pub handler_key: String,
+    /// Names out of `OPTIONAL`.
+    pub columns: Vec<String>,
+}
+
+impl Options {
+    pub fn from_arguments(handler_key: Option<&str>, columns: Option<&str>) -> Self {
+        Self {
+            handler_key: handler_key.unwrap_or(DEFAULT_HANDLER_KEY).to_string(),
+            columns: columns
+                .unwrap_or_default()
+                .split(',')
+                .filter(|name| !name.is_empty())
+                .map(str::to_string)
+                .collect(),
+        }
+    }
+
+    /// The trigger arguments, as SQL literals.
+    fn arguments(&self) -> String {
+        format!("{}, {}", literal(&self.handler_key), literal(&self.columns.join(",")))
+    }
+
+    pub fn uses(&self, column: &str) -> bool {
+        self.columns.iter().any(|used| used == column)
+    }
+
+    /// Refuses names that stand for nothing.
+    pub fn check(&self) -> Result<(), PgError> {
+        match self.columns.iter().find(|name| !OPTIONAL.iter().any(|(known, ..)| known == name)) {
+            None => Ok(()),
+            Some(name) => Err(PgError::new(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("\"{name}\" is not an optional column of a job table"),
+            )
+            .hint(format!("The optional columns are {}.", OPTIONAL.map(|(known, ..)| known).join(", ")))),
+        }
+    }
+}
+
+/// As an SQL literal, whatever standard_conforming_strings says.
+pub fn literal(text: &str) -> String {
+    let escape = if text.contains('\\') { "E" } else { "" };
+    format!("{escape}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// The DDL of a new job table: the seven columns with their defaults, and the optional ones.
+pub fn create_statement(qualified_name: &str, options: &Options) -> String {
+    let mut columns = vec![
+        "id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid()".to_string(),
+        "\"timestamp\" timestamptz NOT NULL DEFAULT pg_catalog.now()".to_string(),
+        "payload jsonb NOT NULL DEFAULT '{}'".to_string(),
+        "completed boolean NOT NULL DEFAULT false".to_string(),
+        "cancelled boolean NOT NULL DEFAULT false".to_string(),
+        "progress real NOT NULL DEFAULT 0".to_string(),
+        "result jsonb".to_string(),
+    ];
+    columns.extend(
+        OPTIONAL
+            .iter()
+            .filter(|(name, ..)| options.uses(name))
+            .map(|(name, _, type_name)| format!("{name} {type_name}")),
+    );
+    format!("CREATE TABLE {qualified_name} ({})", columns.join(", "))
+}
+
+/// A table that passed the checks, under the lock that was asked for.
+pub fn open(oid: Oid, lock: Lock) -> Result<Relation, PgError> {
+    relation::open(oid, lock).ok_or_else(|| {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            format!("relation with OID {} does not exist", oid.to_u32()),
+        )
+    })
+}
+
+/// Is it of a shape that can hold jobs?
+pub fn check_shape(table: &Relation, options: &Options) -> Result<(), PgError> {
+    let wrong = |code, message: String| PgError::new(code, message);
+    if !matches!(table.kind, 'r' | 'p') {
+        return Err(wrong(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{}\" is not a table", table.name)));
+    }
+    if table.persistence == 't' {
+        return Err(wrong(
+            PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
+            format!("temporary table \"{}\" cannot hold jobs", table.name),
+        )
+        .detail("No other session can see its rows."));
+    }
+    if table.is_partition {
+        return Err(wrong(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{}\" is a partition", table.name))
+            .hint("Attach the partitioned table."));
+    }
+    let optional = OPTIONAL.iter().filter(|(name, ..)| options.uses(name));
+    for (name, type_id, type_name) in REQUIRED.iter().chain(optional) {
+        let generated = table.column(name).is_some_and(|column| column.generated && column.type_id == *type_id);
+        let problem = match table.column(name) {
+            None => Some("is missing"),
+            Some(column) if column.type_id != *type_id => Some("has another type"),
+            Some(column) if column.generated => Some("is generated"),
+            Some(_) => None,
+        };
+        if let Some(problem) = problem {
+            return Err(wrong(
+                PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
+                format!("table \"{}\" cannot hold jobs: column \"{name}\" {problem}", table.name),
+            )
+            .detail(format!(
+                "The column must be of type {type_name}{}.",
+                if generated { " and not generated" } else { "" }
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The statements that (re)create the triggers.
+pub fn trigger_statements(table: &Relation, options: &Options) -> Vec<String> {
+    let name = table.qualified_name();
+    let open = |row: &str| format!("{row}.completed IS NOT TRUE AND {row}.cancelled IS NOT TRUE");
+    let definitions = [
+        (SUBMIT_TRIGGER, "INSERT", format!("FOR EACH ROW WHEN ({})", open("NEW")), "submit"),
+        (
+            UPDATE_TRIGGER,
+            "UPDATE",
+            format!(
+                "FOR EACH ROW WHEN ({} AND (NEW.cancelled OR NEW.completed \
+                 OR NEW.id OPERATOR(pg_catalog.<>) OLD.id))",
+                open("OLD")
+            ),
+            "withdraw",
+        ),
+        (DELETE_TRIGGER, "DELETE", format!("FOR EACH ROW WHEN ({})", open("OLD")), "withdraw"),
+        (TRUNCATE_TRIGGER, "TRUNCATE", "FOR EACH STATEMENT".to_string(), "withdraw"),
+    ];
+    let mut statements = Vec::new();
+    for (trigger, event, clause, function) in definitions {
+        statements.push(format!(
+            "CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {name} {clause} \
+             EXECUTE FUNCTION background_jobs.{function}({})",
+            options.arguments()
+        ));
+        // Replication applies with session_replication_role = replica, where an ordinary trigger is silent.
+        statements.push(format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"));
+    }
+    statements
+}
+
+/// How the table is attached: none if it is not, or if its trigger is disabled (as during a data-only restore).
+pub fn attachment(table: &Relation) -> Option<Options> {
+    let trigger = table.triggers.iter().find(|trigger| trigger.name == SUBMIT_TRIGGER)?;
+    if trigger.enabled == 'D' {
+        return None;
+    }
+    let argument = |n: usize| trigger.arguments.get(n).map(String::as_str);
+    Some(Options::from_arguments(argument(0), argument(1)))
+}
+
+/// Are the triggers enabled ALWAYS? A data-only restore leaves them enabled for ordinary sessions only.
+pub fn fires_in_replication(table: &Relation) -> bool {
+    let ours = |name: &str| TRIGGERS.contains(&name);
+    table.triggers.iter().filter(|trigger| ours(&trigger.name)).all(|trigger| trigger.enabled == 'A')
+}

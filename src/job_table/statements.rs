@@ -1,0 +1,143 @@
+//! The statements that executors and progress writers run on a job table, as its owner. They fire the owner's triggers, so they
+//! leave the settings alone and qualify what they use instead.
+
+use super::{Options, TRIGGERS};
+use crate::pg::relation::{Relation, quote};
+use crate::pg::spi::Statement;
+use crate::planted::{self, Bug};
+use crate::protocol::UNFINISHED;
+use pgrx::pg_sys;
+
+/// The prepared statements for one table under one name and with one set of options.
+pub struct Statements {
+    /// No code of the owner's runs with an UPDATE of the table, so that several jobs can be completed at once: nobody else can
+    /// make that fail, or take long.
+    pub plain: bool,
+    name: String,
+    options: Options,
+    /// $1 id -> finished, payload, place
+    pub load: Statement,
+    /// $1 ids -> finished, payload, place, id
+    pub load_many: Statement,
+    /// $1 places -> as `load_many`, of the rows that are there now, whosever they are; none for partitions
+    pub load_in_place: Option<Statement>,
+    /// $1 id, $2 result, $3 attempts, $4 started_at, $5 finished_at, $6 the progress that was reported
+    pub complete: Statement,
+    /// $1 ids, $2 results, $3 attempts, $4 started_at, $5 finished_at: several at once
+    pub complete_many: Statement,
+    /// $1 places and then as `complete_many`: the rows that are where they were
+    pub complete_in_place: Statement,
+    /// as `complete`; leaves the progress where the attempt got to
+    pub fail: Statement,
+    /// $1 id
+    pub restart: Statement,
+    /// $1 id, $2 progress
+    pub flush: Statement,
+}
+
+/// Ids, results, attempts, started_at; finished_at.
+const MANY: [pg_sys::Oid; 5] = [
+    pg_sys::UUIDARRAYOID,
+    pg_sys::JSONBARRAYOID,
+    pg_sys::INT4ARRAYOID,
+    pg_sys::TIMESTAMPTZARRAYOID,
+    pg_sys::TIMESTAMPTZOID,
+];
+
+impl Statements {
+    pub fn new(table: &Relation, options: &Options) -> Self {
+        let name = format!("{}.{}", quote(&table.schema), quote(&table.name));
+        let own = "id OPERATOR(pg_catalog.=) $1";
+        let written = |values: [(&str, &str); 3]| {
+            let used = values.into_iter().filter(|(column, _)| options.uses(column));
+            used.map(|(column, value)| format!(", {column} = {value}")).collect::<String>()
+        };
+        let times = written([("attempts", "$3"), ("started_at", "$4"), ("finished_at", "$5")]);
+        let guard = if planted::is(Bug::NoCancelGuard) { "completed IS NOT TRUE" } else { UNFINISHED };
+        let complete_many = |finished_at: &str, from: &str| {
+            let times = written([
+                ("attempts", "ended.attempts"),
+                ("started_at", "ended.started_at"),
+                ("finished_at", finished_at),
+            ]);
+            format!(
+                "UPDATE {name} job SET completed = true, progress = 1, result = ended.result{times} FROM {from} \
+                  WHERE job.id OPERATOR(pg_catalog.=) ended.id AND {guard}"
+            )
+        };
+        let finish = |progress: &str| {
+            Statement::new(
+                format!(
+                    "UPDATE {name} SET completed = true, progress = {progress}, result = $2{times} \
+                      WHERE {own} AND {guard}"
+                ),
+                &[
+                    pg_sys::UUIDOID,
+                    pg_sys::JSONBOID,
+                    pg_sys::INT4OID,
+                    pg_sys::TIMESTAMPTZOID,
+                    pg_sys::TIMESTAMPTZOID,
+                    pg_sys::FLOAT4OID,
+                ],
+            )
+        };
+        // Partitions may have finished rows of the same id.
+        let partitioned = table.kind == 'p';
+        let unfinished_first = if partitioned { " ORDER BY 1" } else { "" };
+        let load_many = |key: &str, keys: pg_sys::Oid| {
+            Statement::new(
+                format!(
+                    "SELECT NOT ({UNFINISHED}), payload, ctid, id FROM {name} \
+                      WHERE {key} OPERATOR(pg_catalog.=) ANY ($1){unfinished_first}"
+                ),
+                &[keys],
+            )
+        };
+        Self {
+            plain: is_plain(table),
+            load: Statement::new(
+                format!("SELECT NOT ({UNFINISHED}), payload, ctid FROM {name} WHERE {own}{unfinished_first}"),
+                &[pg_sys::UUIDOID],
+            ),
+            load_many: load_many("id", pg_sys::UUIDARRAYOID),
+            load_in_place: (!partitioned).then(|| load_many("ctid", pg_sys::TIDARRAYOID)),
+            complete: finish("1"),
+            complete_many: Statement::new(
+                complete_many("$5", "unnest($1, $2, $3, $4) ended(id, result, attempts, started_at)"),
+                &MANY,
+            ),
+            complete_in_place: Statement::new(
+                complete_many("$6", "unnest($1, $2, $3, $4, $5) ended(place, id, result, attempts, started_at)")
+                    + " AND job.ctid OPERATOR(pg_catalog.=) ended.place",
+                &[&[pg_sys::TIDARRAYOID], &MANY[..]].concat(),
+            ),
+            fail: finish("GREATEST(progress, $6)"),
+            restart: Statement::new(
+                format!(
+                    "UPDATE {name} SET progress = 0 WHERE {own} AND {UNFINISHED} \
+                         AND progress OPERATOR(pg_catalog.<>) 0::pg_catalog.float4"
+                ),
+                &[pg_sys::UUIDOID],
+            ),
+            // A row that somebody has locked is left for the next time: a progress writer waits for nobody.
+            flush: Statement::new(
+                format!(
+                    "UPDATE {name} SET progress = $2 WHERE {own} AND EXISTS (SELECT FROM {name} WHERE {own} \
+                     AND {UNFINISHED} AND progress OPERATOR(pg_catalog.<) $2 FOR NO KEY UPDATE SKIP LOCKED)"
+                ),
+                &[pg_sys::UUIDOID, pg_sys::FLOAT4OID],
+            ),
+            name,
+            options: options.clone(),
+        }
+    }
+
+    /// Do they still fit the table as it is now?
+    pub fn fit(&self, table: &Relation, options: &Options) -> bool {
+        self.options == *options && self.name == table.qualified_name() && self.plain == is_plain(table)
+    }
+}
+
+fn is_plain(table: &Relation) -> bool {
+    !table.has_code && table.triggers.iter().all(|trigger| TRIGGERS.contains(&trigger.name.as_str()))
+}

@@ -1,0 +1,100 @@
+//! background_jobs: PostgreSQL runs the jobs.
+//!
+//! # The words
+//!
+//! A **job** is a row of a **job table**, which belongs to the application. A **handler** is a name that the table's owner
+//! has bound to a function. The **queue** is the extension's private table of unfinished jobs. An **attempt** is one run of a
+//! job. A **claim** is a job handed to an executor; it lives in shared memory only.
+//!
+//! # The processes
+//!
+//! ```text
+//! postmaster
+//!  '- launcher            one per server; shared catalogs only; keeps dispatchers running
+//!      '- dispatcher      one per database with the extension; the only scheduler
+//!         |- executor     per (database, owner): its session is the job table's owner; runs handlers
+//!         '- progress writer   per (database, owner), while jobs report progress
+//! ```
+//!
+//! No user code ever runs in a superuser session: an executor's session is opened as the owner. The one privileged step, writing
+//! the extension's own tables, switches user *up* around fixed statements (`pg::role::bookkeeping`), never down.
+//!
+//! # One life of a job
+//!
+//! ```text
+//! INSERT -> row trigger (submit) -> row in the queue, note in this process (notes) -> COMMIT -> note to shared memory, latch
+//!   -> dispatcher: takes the job from the note or reads the lane (dispatcher::lane), picks an executor (dispatcher::assign)
+//!      -> mailbox, latch
+//!   -> executor: loads the payload (executor::batch), runs the handler in a subtransaction (executor::run),
+//!      completes the row and deletes the queue's row (executor::row) -> COMMIT -> claim done, latch
+//!         '-> set_progress -> slot -> progress writer -> UPDATE progress, in a transaction of its own
+//! ```
+//!
+//! The DELETE of the queue's row is the fence: it belongs to the transaction that has the handler's effects and the completed
+//! row, and an attempt that finds nothing to delete is rolled back whole. So effects happen exactly once, whatever else goes wrong.
+//! Cancelling deletes that row, too; whoever comes first wins, by the row's lock and not by a signal.
+//! The signal that follows only saves work.
+//!
+//! # Shared memory
+//!
+//! One slot per dispatcher (notes from committing sessions), one per executor (its mailbox of claims, its interrupts, the running
+//! job's progress), one per progress writer, and the sessions inside wait(). See `shmem`. A crash of any process empties it, and
+//! that loses nothing: what is not in the queue is finished, and what is in the queue is found again by looking.
+//!
+//! # Crashes
+//!
+//! What each executor runs it notes in a file that outlives the processes (`journal`). What stands there when the server comes up
+//! was running when it crashed: it is charged an attempt, waits for `crash_quarantine`, and runs as the only suspect.
+//!
+//! # CREATE and DROP EXTENSION, and databases that want to be alone
+//!
+//! The install script tells the launcher at commit. A dispatcher that finds the extension gone sends its executors away
+//! and leaves. Before a DROP, RENAME or copy of a database, the session that runs the command sends our workers out of it and keeps
+//! them out until its transaction ends (`databases`).
+
+#![deny(unsafe_op_in_unsafe_fn)]
+#![warn(clippy::undocumented_unsafe_blocks, clippy::unwrap_used)]
+
+mod api;
+mod catalog;
+mod databases;
+mod gucs;
+mod handler;
+mod job;
+mod job_table;
+mod journal;
+mod notes;
+mod pg;
+mod planted;
+mod priorities;
+mod progress;
+mod protocol;
+mod retry;
+mod shmem;
+mod submit;
+mod worker;
+
+use pgrx::prelude::*;
+
+::pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/00_guard.sql", name = "guard", bootstrap);
+extension_sql_file!("../sql/10_tables.sql", name = "tables", requires = ["guard"]);
+extension_sql_file!("../sql/20_functions.sql", name = "functions", requires = ["tables"]);
+extension_sql_file!("../sql/30_views.sql", name = "views", requires = ["functions"]);
+
+/// Loads the library: settings, shared memory, hooks and the launcher, when the server starts.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    if !pg::bgworker::preloading() {
+        // Loaded by CREATE EXTENSION or a function call: the functions say what is missing.
+        return;
+    }
+    gucs::define();
+    pg::shmem::install(shmem::size, journal::start);
+    pg::xact::on_end(notes::on_end);
+    pg::utility::install(databases::callbacks());
+    if !pg::bgworker::in_binary_upgrade() {
+        worker::register_launcher();
+    }
+}

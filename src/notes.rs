@@ -1,0 +1,144 @@
+//! What a transaction has to tell when it commits. A trigger takes a note in this process; the commit callback hands the notes to
+//! the dispatcher and wakes it: one wake-up for a transaction, however many rows it wrote. A wake-up that is lost (a prepared
+//! transaction committed from elsewhere) costs at most poll_interval.
+
+use crate::job::{LaneKey, Waiting};
+use crate::pg::clock::Timestamp;
+use crate::pg::xact::End;
+use crate::pg::{database, shmem as pg_shmem};
+use crate::priorities;
+use crate::shmem::{self, NOTES, Note, WaiterSlot};
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::Ordering;
+
+/// What the current transaction will have to tell when it commits.
+#[derive(Default)]
+struct Pending {
+    lanes: Vec<(LaneKey, Timestamp)>,
+    /// What was done to the queue but for withdrawals, counted.
+    changes: usize,
+    /// The job of the first change, if that was its submission.
+    first: Option<Waiting>,
+    withdrawn: bool,
+    handlers: bool,
+    extension: bool,
+    databases: bool,
+    blocked: Option<u32>,
+}
+
+thread_local! {
+    static PENDING: RefCell<Pending> = RefCell::new(Pending::default());
+    static SOMETHING_PENDING: Cell<bool> = const { Cell::new(false) };
+}
+
+fn pending(f: impl FnOnce(&mut Pending)) {
+    SOMETHING_PENDING.set(true);
+    PENDING.with_borrow_mut(f);
+}
+
+/// When the lane is to be looked at after the commit.
+pub fn note_job(lane: LaneKey, run_at: Timestamp) {
+    note_change(lane, run_at, None);
+}
+
+/// The same of a submission, or of whatever else was done to the queue.
+pub fn note_change(lane: LaneKey, run_at: Timestamp, submitted: Option<Waiting>) {
+    pending(|p| {
+        if p.changes == 0 {
+            p.first = submitted;
+        }
+        p.changes += 1;
+        let full = p.lanes.len() > NOTES;
+        match p.lanes.iter_mut().find(|(known, _)| *known == lane) {
+            Some((_, earliest)) => *earliest = run_at.min(*earliest),
+            // More than the dispatcher is told one by one: it will look everywhere.
+            None if full => {}
+            None => p.lanes.push((lane, run_at)),
+        }
+    });
+}
+
+/// Jobs that may be running were taken out of the queue.
+pub fn note_withdrawn() {
+    pending(|p| p.withdrawn = true);
+}
+
+/// Handlers, or which tables are attached, have changed.
+pub fn note_handlers() {
+    priorities::forget();
+    pending(|p| p.handlers = true);
+}
+
+/// Has this transaction changed handlers, or does it look so?
+pub fn handlers_changed() -> bool {
+    SOMETHING_PENDING.get() && PENDING.with_borrow(|p| p.handlers)
+}
+
+/// Something was dropped that may be a job table, or hold one, or be the extension.
+pub fn note_dropped() {
+    pending(|p| {
+        p.withdrawn = true;
+        p.handlers = true;
+    });
+}
+
+/// The extension was installed in this database.
+pub fn note_extension() {
+    pending(|p| p.extension = true);
+}
+
+/// A database was created.
+pub fn note_databases() {
+    pending(|p| p.databases = true);
+}
+
+/// This session waits for a job.
+pub fn note_waiting() {
+    pending(|_| ());
+}
+
+/// This session keeps the database to itself until the transaction ends.
+pub fn note_blocked(database: u32) {
+    pending(|p| p.blocked = Some(database));
+}
+
+/// The commit callback: atomics and latches only, an error here would take the server down.
+pub fn on_end(end: End) {
+    if !SOMETHING_PENDING.replace(false) || !pg_shmem::attached() {
+        return;
+    }
+    let Ok(told) = PENDING.try_with(|p| p.try_borrow_mut().map(|mut p| std::mem::take(&mut *p))) else {
+        return;
+    };
+    let Ok(told) = told else { return };
+    priorities::forget_passing();
+    if let Some(slot) = told.blocked.and_then(shmem::database) {
+        slot.blocked_by.store(0, Ordering::Release);
+        shmem::rescan();
+    }
+    WaiterSlot::release_own();
+    if end == End::Abort {
+        return;
+    }
+    let database = database::current().to_u32();
+    if told.extension {
+        shmem::announce_extension(database);
+    }
+    if told.databases {
+        shmem::rescan();
+    }
+    if let Some(slot) = shmem::database(database) {
+        if told.handlers {
+            slot.change_handlers();
+        }
+        if told.withdrawn {
+            slot.withdraw();
+            WaiterSlot::wake_all(database);
+        }
+        let only = told.first.filter(|_| end == End::Commit && told.changes == 1 && !told.withdrawn && !told.handlers);
+        let notes: Vec<Note> = told.lanes.iter().filter_map(|(lane, run_at)| Note::new(lane, *run_at, only)).collect();
+        if !notes.is_empty() {
+            slot.leave(&notes);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Built-in functions called directly.
+
+use crate::pg::encoding;
+use pgrx::pg_sys;
+
+/// `payload ->> key`: none if the payload is no object or has no such key, or a null there.
+pub fn jsonb_field_text(payload: pg_sys::Datum, key: &str) -> Option<String> {
+    // SAFETY: the function takes a jsonb and a text, which these are.
+    let field: Option<pg_sys::Datum> = unsafe {
+        pgrx::direct_function_call_as_datum(
+            pg_sys::jsonb_object_field_text,
+            &[Some(payload), Some(encoding::to_text(key))],
+        )
+    };
+    field.map(encoding::from_text)
+}
+
+/// Text to jsonb through the server's own parser.
+pub fn jsonb_from_text(json: &str) -> Option<pg_sys::Datum> {
+    let text = encoding::to_c(json);
+    // SAFETY: an input function takes a C string.
+    unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text.as_ptr()))]) }
+}
+
+/// A number in [0, 1), from the server's strong random source.
+pub fn random_unit() -> f64 {
+    let mut bytes = [0u8; 8];
+    // SAFETY: the buffer has the length passed.
+    unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) };
+    (u64::from_ne_bytes(bytes) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Is it a JSON object (and not an array or a scalar)?
+pub fn jsonb_is_object(json: pg_sys::Datum) -> bool {
+    // SAFETY: the function takes a jsonb, which this is.
+    let kind: Option<String> = unsafe { pgrx::direct_function_call(pg_sys::jsonb_typeof, &[Some(json)]) };
+    kind.as_deref() == Some("object")
+}
+
+/// A random (version 4) uuid.
+pub fn random_uuid() -> [u8; 16] {
+    // SAFETY: a function without arguments, whose result is a uuid.
+    let datum = unsafe { pgrx::direct_function_call_as_datum(pg_sys::gen_random_uuid, &[]) };
+    datum.map(crate::pg::spi::uuid_bytes).unwrap_or_default()
+}

@@ -1,0 +1,272 @@
+//! Rows of the extension's own tables, written without SQL: no plan, no settings, no switch of user, because below SQL nobody
+//! asks for privileges. For tables without triggers, constraints but NOT NULL, expressions and generated columns only.
+
+use crate::pg::spi::item_pointer;
+use pgrx::itemptr::{item_pointer_get_both, item_pointer_to_u64};
+use pgrx::pg_sys::{self, Datum, Oid};
+use std::cell::{Cell, OnceCell};
+use std::ffi::CStr;
+
+/// A table of the extension, open and locked as by a writer until the transaction ends.
+pub struct Table {
+    relation: pg_sys::Relation,
+    /// Its length. Nobody can make it shorter under the lock.
+    blocks: OnceCell<u32>,
+}
+
+/// The condition "column = value", by the column's number in the table.
+pub enum Key {
+    Oid(i16, Datum),
+    Uuid(i16, Datum),
+}
+
+impl Key {
+    fn scan_key(&self) -> pg_sys::ScanKeyData {
+        let (column, function, value) = match self {
+            Self::Oid(column, value) => (*column, pg_sys::F_OIDEQ, *value),
+            Self::Uuid(column, value) => (*column, pg_sys::F_UUID_EQ, *value),
+        };
+        let mut key = pg_sys::ScanKeyData::default();
+        let equal = pg_sys::BTEqualStrategyNumber as u16;
+        // SAFETY: the equality functions take values of the types that the variants name.
+        unsafe { pg_sys::ScanKeyInit(&mut key, column, equal, function.into(), value) };
+        key
+    }
+}
+
+/// A row while it is looked at.
+pub struct Row {
+    tuple: pg_sys::HeapTuple,
+    descriptor: pg_sys::TupleDesc,
+}
+
+impl Row {
+    /// The value of a column, by its number.
+    pub fn get(&self, column: i32) -> Option<Datum> {
+        let mut null = false;
+        // SAFETY: tuple and descriptor belong together and are alive.
+        let value = unsafe { pg_sys::heap_getattr(self.tuple, column, self.descriptor, &mut null) };
+        (!null).then_some(value)
+    }
+}
+
+/// What became of a `delete`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    Yes,
+    /// There is no such row (any more).
+    No,
+    /// Somebody has changed it since we looked: the statement that does the same in SQL knows what to do then.
+    Changed,
+}
+
+thread_local! {
+    /// Where the table was that was opened last: its schema and itself.
+    static LAST: Cell<(Oid, Oid)> = const { Cell::new((Oid::INVALID, Oid::INVALID)) };
+}
+
+impl Table {
+    /// None: there is no such table, so the extension is being dropped.
+    pub fn open(name: &CStr) -> Option<Self> {
+        let last = LAST.get();
+        if let Some(table) = Self::open_at(last, name) {
+            return Some(table);
+        }
+        // SAFETY: look-ups inside a transaction.
+        let found = unsafe {
+            let schema = pg_sys::get_namespace_oid(c"background_jobs".as_ptr(), true);
+            (schema, pg_sys::get_relname_relid(name.as_ptr(), schema))
+        };
+        LAST.set(found);
+        Self::open_at(found, name)
+    }
+
+    /// Opens the table with this OID, if it is the one of this name in the schema with that OID.
+    fn open_at((schema, oid): (Oid, Oid), name: &CStr) -> Option<Self> {
+        if oid == Oid::INVALID {
+            return None;
+        }
+        // SAFETY: inside a transaction; closed when the value is dropped.
+        unsafe {
+            let relation = pg_sys::try_table_open(oid, pg_sys::RowExclusiveLock as i32);
+            if relation.is_null() {
+                return None;
+            }
+            let table = Self { relation, blocks: OnceCell::new() };
+            let form = &*(*relation).rd_rel;
+            let same = form.relnamespace == schema && CStr::from_ptr(form.relname.data.as_ptr()) == name;
+            same.then_some(table)
+        }
+    }
+
+    /// Deletes the row with these keys, in the order of the columns of a unique index, if `matches` says so of the newest version that is
+    /// committed or our own. Waits for whoever is changing it. For the transaction itself it is gone after `xact::next_command`. Later statements of the transaction see it after `xact::next_command`.
+    pub fn delete(&self, index: &CStr, keys: &[Key], matches: impl Fn(&Row) -> bool) -> Deleted {
+        let mut scan_keys: Vec<pg_sys::ScanKeyData> = keys.iter().map(Key::scan_key).collect();
+        // SAFETY: the table is open and the index one of its own; without a snapshot of the caller's the scan takes one of this
+        // moment. The tuple is used while the scan holds it.
+        unsafe {
+            let index = pg_sys::get_relname_relid(index.as_ptr(), (*(*self.relation).rd_rel).relnamespace);
+            let (count, first) = (scan_keys.len() as i32, scan_keys.as_mut_ptr());
+            let scan = pg_sys::systable_beginscan(self.relation, index, true, std::ptr::null_mut(), count, first);
+            let tuple = pg_sys::systable_getnext(scan);
+            let row = Row { tuple, descriptor: (*self.relation).rd_att };
+            let deleted = if tuple.is_null() { Deleted::No } else { self.delete_if(&row, matches) };
+            pg_sys::systable_endscan(scan);
+            deleted
+        }
+    }
+
+    /// The same for the row at `place`, if there is one. A row that was changed since somebody looked is elsewhere.
+    pub fn delete_at(&self, place: u64, matches: impl Fn(&Row) -> bool) -> Deleted {
+        let position = item_pointer(place);
+        // SAFETY: reads the length of an open relation.
+        let length =
+            || unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) };
+        if position.ip_posid == 0 || item_pointer_get_both(position).0 >= *self.blocks.get_or_init(length) {
+            return Deleted::No;
+        }
+        let mut tuple = pg_sys::HeapTupleData { t_self: position, ..Default::default() };
+        let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;
+        // SAFETY: the table is open and has this block; the tuple is used while its buffer is pinned. After an error the
+        // transaction's abort lets go of it.
+        unsafe {
+            if !fetch(self.relation, &mut tuple, &mut buffer) {
+                return Deleted::No;
+            }
+            let deleted = self.delete_if(&Row { tuple: &raw mut tuple, descriptor: (*self.relation).rd_att }, matches);
+            pg_sys::ReleaseBuffer(buffer);
+            deleted
+        }
+    }
+
+    /// # Safety
+    /// The row is one of this table's, and stays where it is while this runs.
+    unsafe fn delete_if(&self, row: &Row, matches: impl Fn(&Row) -> bool) -> Deleted {
+        if !matches(row) {
+            return Deleted::No;
+        }
+        let mut failure = pg_sys::TM_FailureData::default();
+        // SAFETY: the table is open for writing, and the row one of its own.
+        let result = unsafe {
+            pg_sys::heap_delete(
+                self.relation,
+                &raw mut (*row.tuple).t_self,
+                pg_sys::GetCurrentCommandId(true),
+                std::ptr::null_mut(),
+                true,
+                &mut failure,
+                false,
+            )
+        };
+        match result {
+            pg_sys::TM_Result::TM_Ok => Deleted::Yes,
+            pg_sys::TM_Result::TM_Deleted => Deleted::No,
+            _ => Deleted::Changed,
+        }
+    }
+
+    /// Inserts a row with its entries in all indexes but the partial ones, none of which may apply to it. `values` has one
+    /// element for each column, in their order. Returns its place; none: a unique index has, or may soon have, its key already,
+    /// and the row is not there.
+    pub fn insert(&self, values: &[Option<Datum>]) -> Option<u64> {
+        let mut plain: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
+        let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
+        // SAFETY: the table is open, and the arrays have as many elements as it has columns.
+        unsafe {
+            let descriptor = (*self.relation).rd_att;
+            assert_eq!(
+                (*descriptor).natts as usize,
+                values.len(),
+                "the table has other columns than this version knows"
+            );
+            let tuple = pg_sys::heap_form_tuple(descriptor, plain.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::simple_heap_insert(self.relation, tuple);
+            let unique = self.insert_index_entries(&plain, &nulls, &raw mut (*tuple).t_self);
+            if !unique {
+                // What a command has written it cannot delete itself.
+                pg_sys::CommandCounterIncrement();
+                pg_sys::simple_heap_delete(self.relation, &raw mut (*tuple).t_self);
+            }
+            let place = item_pointer_to_u64((*tuple).t_self);
+            pg_sys::heap_freetuple(tuple);
+            unique.then_some(place)
+        }
+    }
+
+    /// False: somewhere the key is not, or may not be, unique.
+    ///
+    /// # Safety
+    /// `position` is where the table has the row with these values, one for each column.
+    unsafe fn insert_index_entries(&self, values: &[Datum], nulls: &[bool], position: pg_sys::ItemPointer) -> bool {
+        let mut unique = true;
+        // SAFETY: the indexes are the table's own and open while they are used; an index has no more columns than the arrays
+        // have elements, and each is a column of the table, because there are no expressions.
+        unsafe {
+            let indexes = pg_sys::RelationGetIndexList(self.relation);
+            let count = if indexes.is_null() { 0 } else { (*indexes).length as usize };
+            for i in 0..count {
+                let oid = (*(*indexes).elements.add(i)).oid_value;
+                let index = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
+                let form = &*(*index).rd_index;
+                let predicate = pg_sys::Anum_pg_index_indpred as i32;
+                let partial = !pg_sys::heap_attisnull((*index).rd_indextuple, predicate, std::ptr::null_mut());
+                if form.indisready && !partial {
+                    let mut keys = [Datum::from(0); pg_sys::INDEX_MAX_KEYS as usize];
+                    let mut key_nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
+                    for (key, column) in form.indkey.values.as_slice(form.indnatts as usize).iter().enumerate() {
+                        let column = *column as usize - 1;
+                        (keys[key], key_nulls[key]) = (values[column], nulls[column]);
+                    }
+                    // "Partial" means to be told of a duplicate rather than to fail, or to wait for whoever may be about to make one.
+                    let check = if form.indisunique {
+                        pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL
+                    } else {
+                        pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
+                    };
+                    let info = pg_sys::BuildIndexInfo(index);
+                    let inserted = pg_sys::index_insert(
+                        index,
+                        keys.as_mut_ptr(),
+                        key_nulls.as_mut_ptr(),
+                        position,
+                        self.relation,
+                        check,
+                        false,
+                        info,
+                    );
+                    unique &= inserted || !form.indisunique;
+                }
+                pg_sys::index_close(index, pg_sys::NoLock as i32);
+                if !unique {
+                    break;
+                }
+            }
+        }
+        unique
+    }
+}
+
+/// Reads the newest version at a place that is committed or our own, and pins its buffer.
+///
+/// # Safety
+/// The relation is an open table, the tuple says which row, and its block exists.
+unsafe fn fetch(relation: pg_sys::Relation, tuple: &mut pg_sys::HeapTupleData, buffer: &mut pg_sys::Buffer) -> bool {
+    // SAFETY: the snapshot is a constant of the server.
+    unsafe {
+        let snapshot = &raw mut pg_sys::SnapshotSelfData;
+        #[cfg(feature = "pg14")]
+        return pg_sys::heap_fetch(relation, snapshot, tuple, buffer);
+        #[cfg(not(feature = "pg14"))]
+        pg_sys::heap_fetch(relation, snapshot, tuple, buffer, false)
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened by `open`; the lock stays. After an error the transaction's abort has closed it.
+            unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as i32) };
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Memory contexts: who owns what was allocated by the server.
+
+use pgrx::{AllocatedByRust, PgBox, pg_sys};
+use std::ffi::CStr;
+
+/// A memory context of our own, child of the process's lasting one; emptied with `reset`, kept as long as the process.
+#[derive(Clone, Copy)]
+pub struct Context(pg_sys::MemoryContext);
+
+impl Context {
+    pub fn new(name: &'static CStr) -> Self {
+        // SAFETY: TopMemoryContext exists in every process that runs extension code; the name is static.
+        Self(unsafe {
+            pg_sys::AllocSetContextCreateInternal(
+                pg_sys::TopMemoryContext,
+                name.as_ptr(),
+                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            )
+        })
+    }
+
+    /// The same, child of the current context, with which it goes away.
+    pub fn new_scratch(name: &'static CStr) -> Self {
+        // SAFETY: there always is a current context; the name is static.
+        Self(unsafe {
+            pg_sys::AllocSetContextCreateInternal(
+                pg_sys::CurrentMemoryContext,
+                name.as_ptr(),
+                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            )
+        })
+    }
+
+    pub fn raw(&self) -> pg_sys::MemoryContext {
+        self.0
+    }
+
+    /// Frees everything in the context. Datums that were copied into it are gone with this.
+    pub fn reset(&self) {
+        // SAFETY: the context lives as long as the process; only a caller that holds no datum of it calls this.
+        unsafe { pg_sys::MemoryContextReset(self.0) }
+    }
+
+    /// Runs `f` with this context as the current one. An error leaves the switch to the error recovery,
+    /// which sets the context again anyway.
+    pub fn run<T>(&self, f: impl FnOnce() -> T) -> T {
+        // SAFETY: both contexts are alive; the previous one is put back on the normal path.
+        let before = unsafe { pg_sys::MemoryContextSwitchTo(self.0) };
+        let value = f();
+        // SAFETY: as above.
+        unsafe { pg_sys::MemoryContextSwitchTo(before) };
+        value
+    }
+}
+
+/// Gives freed memory back to the system. Plans that are made anew whenever statistics change leave it in pieces below what is in
+/// use, where it would be kept for good.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: looks at what is free in this process's heap and nothing else.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// A datum that was copied into a memory context and stays valid until that context is reset.
+#[derive(Clone, Copy)]
+pub struct HeldDatum(pub pg_sys::Datum);
+
+impl HeldDatum {
+    /// Bytes that the value takes.
+    pub fn size(self) -> usize {
+        // SAFETY: a held varlena is detoasted and alive.
+        unsafe { pgrx::varsize_any(self.0.cast_mut_ptr::<pg_sys::varlena>()) }
+    }
+
+    /// The JSON value null.
+    pub fn json_null(into: &Context) -> Self {
+        into.run(|| Self(crate::pg::call::jsonb_from_text("null").unwrap_or(pg_sys::Datum::from(0))))
+    }
+}
+
+/// Copies a varlena datum (toasted ones are kept as they are) into `into`.
+pub fn hold_varlena(datum: pg_sys::Datum, into: &Context) -> HeldDatum {
+    into.run(|| {
+        // SAFETY: `datum` is a varlena of a live tuple; the detoasted copy is allocated in `into`, so that it
+        // depends neither on the tuple's memory nor on a snapshot that protects its TOAST rows.
+        HeldDatum(unsafe { pg_sys::Datum::from(pg_sys::pg_detoast_datum_copy(datum.cast_mut_ptr())) })
+    })
+}
+
+/// A zeroed C structure owned by Rust.
+pub fn zeroed<T: Copy>() -> PgBox<T, AllocatedByRust> {
+    // SAFETY: used for C structures only, for which all zeroes is what MemSet gives them in C, too.
+    unsafe { PgBox::<T>::alloc0() }
+}
+
+/// The memory context that was current when this was made: that of a function's result, before SPI has its own.
+#[derive(Clone, Copy)]
+pub struct Current(pg_sys::MemoryContext);
+
+impl Current {
+    pub fn get() -> Self {
+        // SAFETY: reads the state of this process.
+        Self(unsafe { pg_sys::CurrentMemoryContext })
+    }
+
+    /// A copy of a varlena datum in that context.
+    pub fn keep(self, datum: pg_sys::Datum) -> pg_sys::Datum {
+        hold_varlena(datum, &Context(self.0)).0
+    }
+}

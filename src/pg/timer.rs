@@ -1,0 +1,38 @@
+//! An alarm that interrupts the running statement, as statement_timeout does in a client's session; in a worker the server never
+//! arms that one itself.
+
+use std::cell::Cell;
+use std::ffi::c_int;
+use std::time::{Duration, Instant};
+
+// The same number in PostgreSQL 14 to 18.
+const STATEMENT_TIMEOUT: c_int = 3;
+
+thread_local! {
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+unsafe extern "C-unwind" {
+    fn enable_timeout_after(id: c_int, delay_ms: c_int);
+    fn disable_timeout(id: c_int, keep_indicator: bool);
+}
+
+/// Interrupts what runs in `delay` from now (at least a millisecond), with SQLSTATE 57014.
+pub fn arm(delay: Duration) {
+    let millis = delay.as_micros().div_ceil(1000).clamp(1, 3_600_000) as c_int;
+    // SAFETY: the timeout was registered when the session was opened. The functions neither raise errors nor unwind.
+    unsafe { enable_timeout_after(STATEMENT_TIMEOUT, millis) };
+    DEADLINE.set(Some(Instant::now() + Duration::from_millis(millis as u64)));
+}
+
+/// Has it gone off, or should it have? What it interrupts may have swallowed the error, or have made another one of it; the server's
+/// own mark is gone by then.
+pub fn fired() -> bool {
+    DEADLINE.get().is_some_and(|deadline| Instant::now() >= deadline)
+}
+
+pub fn disarm() {
+    // SAFETY: as above.
+    unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
+    DEADLINE.set(None);
+}

@@ -1,0 +1,162 @@
+//! What a trigger function is called with.
+
+use crate::pg::encoding;
+use crate::pg::relation::attribute;
+use pgrx::itemptr::item_pointer_to_u64;
+use pgrx::pg_sys;
+use std::ffi::CStr;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    Insert,
+    Update,
+    Delete,
+    Truncate,
+}
+
+/// One call of an AFTER trigger. The rows live until the function returns.
+pub struct Call(*mut pg_sys::TriggerData);
+
+/// One row of the call.
+#[derive(Clone, Copy)]
+pub struct Row {
+    tuple: pg_sys::HeapTuple,
+    descriptor: pg_sys::TupleDesc,
+}
+
+impl Call {
+    /// None: the function was not called as an AFTER trigger.
+    ///
+    /// # Safety
+    /// `fcinfo` is what the server called the function with, and the value is used only during that call.
+    pub unsafe fn new(fcinfo: pg_sys::FunctionCallInfo) -> Option<Self> {
+        // SAFETY: a trigger call has a TriggerData as its context; the tag is checked first.
+        unsafe {
+            let context = (*fcinfo).context;
+            if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
+                return None;
+            }
+            let data = context.cast::<pg_sys::TriggerData>();
+            let timing = pg_sys::TRIGGER_EVENT_TIMINGMASK;
+            ((*data).tg_event & timing == pg_sys::TRIGGER_EVENT_AFTER).then_some(Self(data))
+        }
+    }
+
+    fn data(&self) -> &pg_sys::TriggerData {
+        // SAFETY: valid for the duration of the call by the promise made to `new`.
+        unsafe { &*self.0 }
+    }
+
+    pub fn event(&self) -> Event {
+        match self.data().tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_INSERT => Event::Insert,
+            pg_sys::TRIGGER_EVENT_UPDATE => Event::Update,
+            pg_sys::TRIGGER_EVENT_DELETE => Event::Delete,
+            _ => Event::Truncate,
+        }
+    }
+
+    pub fn is_row(&self) -> bool {
+        self.data().tg_event & pg_sys::TRIGGER_EVENT_ROW != 0
+    }
+
+    pub fn relation(&self) -> pg_sys::Oid {
+        // SAFETY: the relation is open during the call.
+        unsafe { (*self.data().tg_relation).rd_id }
+    }
+
+    pub fn relation_is_partition(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*(*self.data().tg_relation).rd_rel).relispartition }
+    }
+
+    pub fn trigger(&self) -> pg_sys::Oid {
+        // SAFETY: the trigger's description is valid during the call.
+        unsafe { (*self.data().tg_trigger).tgoid }
+    }
+
+    pub fn argument(&self, n: usize) -> Option<String> {
+        // SAFETY: as above; n is checked against the number of arguments.
+        unsafe {
+            let trigger = &*self.data().tg_trigger;
+            if n >= trigger.tgnargs as usize {
+                return None;
+            }
+            encoding::from_c(*trigger.tgargs.add(n))
+        }
+    }
+
+    fn row(&self, tuple: pg_sys::HeapTuple) -> Option<Row> {
+        // SAFETY: the relation is open during the call.
+        let descriptor = unsafe { (*self.data().tg_relation).rd_att };
+        (!tuple.is_null()).then_some(Row { tuple, descriptor })
+    }
+
+    /// The row inserted, the old row of an UPDATE, the row deleted.
+    pub fn first_row(&self) -> Option<Row> {
+        self.row(self.data().tg_trigtuple)
+    }
+
+    /// The new row of an UPDATE.
+    pub fn second_row(&self) -> Option<Row> {
+        self.row(self.data().tg_newtuple)
+    }
+}
+
+impl Row {
+    /// Where the table has it.
+    pub fn place(&self) -> u64 {
+        // SAFETY: as for `get`.
+        item_pointer_to_u64(unsafe { (*self.tuple).t_self })
+    }
+
+    /// The value of the column if there is a column of that name and type and the value is not null.
+    pub fn get(&self, name: &str, type_id: pg_sys::Oid) -> Option<pg_sys::Datum> {
+        // SAFETY: tuple and descriptor belong together and live as long as the trigger call.
+        unsafe {
+            let natts = (*self.descriptor).natts as usize;
+            let position = (0..natts).find(|i| {
+                let column = &*attribute(self.descriptor, *i);
+                !column.attisdropped
+                    && column.atttypid == type_id
+                    && CStr::from_ptr(column.attname.data.as_ptr()).to_bytes() == name.as_bytes()
+            })?;
+            let mut null = false;
+            let datum = pg_sys::heap_getattr(self.tuple, position as i32 + 1, self.descriptor, &mut null);
+            (!null).then_some(datum)
+        }
+    }
+}
+
+/// Defines the C entry point of a trigger function: `$symbol` calls `$body: fn(&Call)`.
+macro_rules! trigger_function {
+    ($symbol:ident, $finfo:ident, $body:path) => {
+        #[unsafe(no_mangle)]
+        #[doc(hidden)]
+        pub extern "C" fn $finfo() -> &'static pgrx::pg_sys::Pg_finfo_record {
+            const RECORD: pgrx::pg_sys::Pg_finfo_record = pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+            &RECORD
+        }
+
+        #[unsafe(no_mangle)]
+        #[doc(hidden)]
+        pub unsafe extern "C-unwind" fn $symbol(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
+            // SAFETY: the server calls this with a valid fcinfo, and the call value does not outlive it.
+            unsafe {
+                crate::pg::error::at_boundary(|| match Call::new(fcinfo) {
+                    Some(call) => $body(&call),
+                    None => crate::pg::error::PgError::new(
+                        pgrx::PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                        "function was not called as an AFTER trigger",
+                    )
+                    .hint("Attach a job table with background_jobs.attach().")
+                    .raise(),
+                })
+            }
+            pgrx::pg_sys::Datum::from(0)
+        }
+    };
+}
+
+trigger_function!(background_jobs_submit, pg_finfo_background_jobs_submit, crate::submit::submit);
+trigger_function!(background_jobs_withdraw, pg_finfo_background_jobs_withdraw, crate::submit::withdraw);

@@ -1,0 +1,162 @@
+//! Shared memory: where the processes meet.
+//!
+//! Everything here starts as zeroes, at every start of the server and after every crash of one of its processes. A field is
+//! an atomic, or a `Cell` with its rule beside it. Fields that no comment speaks of may be read by anybody at any time.
+//! "The lock" is the extension's one lightweight lock; it is held for a few instructions and never across a wait.
+
+mod database;
+mod executor;
+mod waiter;
+mod writer;
+
+pub use database::{DatabaseSlot, Exit, NOTES, Note};
+pub use executor::{Action, Assignment, ClaimState, ExecutorSlot, Interrupt, Name, REFUSED, SlotState};
+pub use waiter::WaiterSlot;
+pub use writer::WriterSlot;
+
+use crate::gucs;
+use crate::pg::bgworker;
+use crate::pg::clock::{self, Timestamp};
+use crate::pg::latch::Process;
+use crate::pg::shmem::{array, shared};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+
+/// What concerns the whole server.
+#[repr(C)]
+pub struct Header {
+    /// The launcher. Written by itself.
+    pub launcher: Process,
+    /// Set by anybody: a database was created, renamed or let go; look at all of them.
+    pub rescan: AtomicBool,
+    /// Databases in which CREATE EXTENSION was committed. A cell is filled by anybody (0 -> OID) and emptied by the
+    /// launcher; when none is empty, `rescan` does instead.
+    pub created: [AtomicU32; 32],
+    /// The number + 1 of the executor that runs a suspect of a crash, or 0. Written by dispatchers.
+    suspect: AtomicU32,
+    /// How many waiters there are; read before the waiters are looked through. Written under the lock.
+    pub waiters: AtomicU32,
+    /// How far the wall clock was ahead of the monotonic one at most, in microseconds. Raised by anybody.
+    ahead: AtomicI64,
+}
+
+// Atomics only; all zeroes is nobody and nothing.
+shared!(Header);
+
+impl Header {
+    /// Makes `executor` the one that runs a suspect of a crash, if there is none.
+    pub fn reserve_suspect(&self, executor: usize) -> bool {
+        let executor = executor as u32 + 1;
+        self.suspect.compare_exchange(0, executor, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub fn release_suspect(&self, executor: usize) {
+        let executor = executor as u32 + 1;
+        let released = self.suspect.compare_exchange(executor, 0, Ordering::AcqRel, Ordering::Acquire);
+        if released.is_ok() {
+            databases().iter().for_each(|slot| slot.dispatcher.wake());
+        }
+    }
+
+    pub fn no_suspect_runs(&self) -> bool {
+        self.suspect.load(Ordering::Acquire) == 0
+    }
+}
+
+const WAITERS: usize = 128;
+
+const fn after<T>(end: usize) -> usize {
+    end.next_multiple_of(align_of::<T>())
+}
+
+/// Offsets of the arrays, in the order in which they lie.
+struct Layout {
+    databases: usize,
+    executors: usize,
+    writers: usize,
+    waiters: usize,
+    end: usize,
+}
+
+fn layout() -> Layout {
+    let databases = after::<DatabaseSlot>(size_of::<Header>());
+    let executors = after::<ExecutorSlot>(databases + database_count() * size_of::<DatabaseSlot>());
+    let writers = after::<WriterSlot>(executors + gucs::max_executors() * size_of::<ExecutorSlot>());
+    let waiters = after::<WaiterSlot>(writers + gucs::max_executors() * size_of::<WriterSlot>());
+    Layout { databases, executors, writers, waiters, end: waiters + WAITERS * size_of::<WaiterSlot>() }
+}
+
+/// No more dispatchers can run than there are worker processes.
+fn database_count() -> usize {
+    bgworker::max_worker_processes().max(1)
+}
+
+/// Bytes needed at the current settings.
+pub fn size() -> usize {
+    layout().end
+}
+
+pub fn header() -> &'static Header {
+    &array::<Header>(0, 1)[0]
+}
+
+pub fn databases() -> &'static [DatabaseSlot] {
+    array(layout().databases, database_count())
+}
+
+pub fn executors() -> &'static [ExecutorSlot] {
+    array(layout().executors, gucs::max_executors())
+}
+
+pub fn writers() -> &'static [WriterSlot] {
+    array(layout().writers, gucs::max_executors())
+}
+
+pub fn waiters() -> &'static [WaiterSlot] {
+    array(layout().waiters, WAITERS)
+}
+
+/// The slot of the database's dispatcher, if one is there or being started.
+pub fn database(oid: u32) -> Option<&'static DatabaseSlot> {
+    databases().iter().find(|slot| slot.database.load(Ordering::Acquire) == oid)
+}
+
+/// Does a session keep the database to itself? A worker asks after it has announced itself; that session announces its wish
+/// before it looks for workers. So one of the two notices.
+pub fn is_blocked(oid: u32) -> bool {
+    database(oid).is_some_and(|slot| slot.blocked_by.load(Ordering::SeqCst) != 0)
+}
+
+/// Owners in the whole server that have due jobs and no executor.
+pub fn starving() -> u32 {
+    databases().iter().map(|slot| slot.starving.load(Ordering::Acquire)).sum()
+}
+
+/// Executor slots that are free, or will be, or belong to executors that do not work yet.
+pub fn slots_on_their_way() -> u32 {
+    let coming =
+        |slot: &&ExecutorSlot| matches!(slot.state(), SlotState::Free | SlotState::Leaving | SlotState::Starting);
+    executors().iter().filter(coming).count() as u32
+}
+
+/// A wall clock that is never set back, the same in all processes: what lengths of time are added to and compared with.
+pub fn monotone_now() -> Timestamp {
+    let since_boot = (clock::monotonic_ns() / 1000) as i64;
+    let ahead = clock::now() - since_boot;
+    since_boot + header().ahead.fetch_max(ahead, Ordering::AcqRel).max(ahead)
+}
+
+/// Tells the launcher that the extension was installed in a database.
+pub fn announce_extension(oid: u32) {
+    let header = header();
+    let free = |cell: &&AtomicU32| cell.compare_exchange(0, oid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    if header.created.iter().find(free).is_none() {
+        header.rescan.store(true, Ordering::Release);
+    }
+    header.launcher.wake();
+}
+
+/// Has the launcher look at all databases.
+pub fn rescan() {
+    header().rescan.store(true, Ordering::Release);
+    header().launcher.wake();
+}

@@ -1,0 +1,259 @@
+//! How jobs get into the queue and out of it: the row triggers. They write the queue within the client's transaction and take
+//! notes of what the dispatcher has to be told when it commits (`notes`).
+
+use crate::catalog::{self, NewJob};
+use crate::job::{JobRef, Timing, Waiting, format_id, handler_name};
+use crate::job_table::Options;
+use crate::notes;
+use crate::pg::call;
+use crate::pg::clock::{self, Timestamp};
+use crate::pg::encoding::from_text;
+use crate::pg::error::PgError;
+use crate::pg::relation::{self, root_of_trigger};
+use crate::pg::role::bookkeeping;
+use crate::pg::spi::{self, uuid_bytes};
+use crate::pg::trigger::{Call, Event, Row};
+use crate::planted::{self, Bug};
+use crate::priorities;
+use crate::protocol::{self, Flags};
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::{Cell, RefCell};
+
+thread_local! {
+    static LAST_ARRIVAL: Cell<Timestamp> = const { Cell::new(0) };
+    static FINISHING: RefCell<Vec<JobRef>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The next arrival time of this session: later than the one before, so that rows keep the order of their insertion.
+pub fn arrival() -> Timestamp {
+    let now = clock::now();
+    let next = now.max(LAST_ARRIVAL.get().saturating_add(1));
+    // A clock that was set back must not keep us ahead of it for long.
+    let arrival = if next > now + 1_000_000 { now } else { next };
+    LAST_ARRIVAL.set(arrival);
+    arrival
+}
+
+/// Runs `f`, which finishes these jobs: its own UPDATE is not a client's.
+pub fn while_finishing<T>(jobs: Vec<JobRef>, f: impl FnOnce() -> T) -> T {
+    FINISHING.replace(jobs);
+    let value = f();
+    not_finishing();
+    value
+}
+
+/// After an error inside `while_finishing`.
+pub fn not_finishing() {
+    FINISHING.take();
+}
+
+fn is_finishing(job: JobRef) -> bool {
+    FINISHING.with_borrow(|jobs| jobs.contains(&job))
+}
+
+/// When a job is due that asks for `run_at`: now, or not before that. A time in the past keeps its place in the order, but
+/// for "-infinity", which no position of a lane can lie before.
+pub fn schedule(asked: Option<Timestamp>, arrival: Timestamp) -> (Timing, Timestamp) {
+    match asked {
+        Some(run_at) if run_at > arrival => (Timing::Scheduled, run_at),
+        Some(run_at) if run_at > clock::BEGINNING => (Timing::Immediate, run_at),
+        _ => (Timing::Immediate, arrival),
+    }
+}
+
+fn protocol_violation() -> ! {
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+        "trigger of a job table was not created by background_jobs.attach()",
+    )
+    .hint("Drop the trigger and call background_jobs.attach().")
+    .raise()
+}
+
+fn job_table_of(call: &Call) -> u32 {
+    let relation = call.relation();
+    let root = if call.relation_is_partition() { root_of_trigger(call.trigger(), relation) } else { relation };
+    root.to_u32()
+}
+
+fn flag(row: &Row, column: &str) -> bool {
+    row.get(column, pg_sys::BOOLOID).is_some_and(|datum| datum.value() as u8 != 0)
+}
+
+fn flags(row: &Row) -> Flags {
+    Flags { completed: flag(row, "completed"), cancelled: flag(row, "cancelled") }
+}
+
+fn string(row: &Row, column: &str) -> Option<String> {
+    row.get(column, pg_sys::TEXTOID).map(from_text)
+}
+
+fn job_of(row: &Row, table: u32) -> JobRef {
+    match row.get("id", pg_sys::UUIDOID) {
+        Some(id) => JobRef { table, id: uuid_bytes(id) },
+        None => PgError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            "job table has no column \"id\" of type uuid any more",
+        )
+        .hint("Put the column back, or call background_jobs.detach().")
+        .raise(),
+    }
+}
+
+/// AFTER INSERT FOR EACH ROW: queues the job.
+pub fn submit(call: &Call) {
+    let (Event::Insert, true, Some(row)) = (call.event(), call.is_row(), call.first_row()) else {
+        protocol_violation()
+    };
+    if !flags(&row).is_open() {
+        return;
+    }
+    submit_row(&row, job_table_of(call), &options_of(call), taken_id(call));
+}
+
+fn options_of(call: &Call) -> Options {
+    Options::from_arguments(call.argument(0).as_deref(), call.argument(1).as_deref())
+}
+
+/// The key of a table says that an id under which a new row's job is queued already is a former row's. That of a partitioned
+/// table says nothing about other partitions.
+fn taken_id(call: &Call) -> Taken {
+    if call.relation_is_partition() { Taken::Refuse } else { Taken::Replace }
+}
+
+fn submit_row(row: &Row, table: u32, options: &Options, taken: Taken) {
+    let column = |name: &str| options.uses(name).then(|| string(row, name)).flatten();
+    let handler = column("handler").or_else(|| {
+        let payload = row.get("payload", pg_sys::JSONBOID)?;
+        call::jsonb_field_text(payload, &options.handler_key)
+    });
+    let arrival = arrival();
+    let asked = options.uses("run_at").then(|| row.get("run_at", pg_sys::TIMESTAMPTZOID)).flatten();
+    let (timing, run_at) = schedule(asked.map(|datum| datum.value() as Timestamp), arrival);
+    let number = |name: &str, type_id| options.uses(name).then(|| row.get(name, type_id)).flatten();
+    let new = NewJob {
+        job: job_of(row, table),
+        handler: handler_name(handler),
+        priority: number("priority", pg_sys::INT2OID).map(|datum| datum.value() as i16),
+        timing,
+        run_at,
+        enqueued_at: arrival,
+        max_attempts: number("max_attempts", pg_sys::INT4OID).map(|datum| datum.value() as i32),
+        queue: column("queue"),
+        job_key: column("job_key"),
+        row_place: row.place(),
+    };
+    queue(new, taken);
+}
+
+/// What becomes of a queued job that has the id of a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    Replace,
+    Refuse,
+}
+
+/// Queues a job for whoever the caller is, and takes the note.
+pub fn queue(new: NewJob, taken: Taken) {
+    let new = at_least_one_attempt(new);
+    let quick = priorities::of(new.job.table, &new.handler).and_then(|priority| catalog::insert(&new, priority));
+    match quick {
+        Some((lane, place)) => {
+            let NewJob { job, run_at, enqueued_at, max_attempts, row_place, .. } = new;
+            let waiting = Waiting { id: job.id, run_at, enqueued_at, attempts: 0, max_attempts, place, row_place };
+            notes::note_change(lane, run_at, Some(waiting));
+        }
+        None => requeue(new, taken),
+    }
+}
+
+/// The same for a job that is, or may be, in the queue already.
+pub fn requeue(new: NewJob, taken: Taken) {
+    let new = at_least_one_attempt(new);
+    let lane = bookkeeping(|| {
+        spi::connect(|| {
+            if let Some(key) = &new.job_key {
+                refuse_taken_key(new.job, key);
+            }
+            catalog::enqueue(&new, taken == Taken::Refuse)
+        })
+    });
+    let Some(lane) = lane else { refuse_taken_id(new.job) };
+    notes::note_job(lane, new.run_at);
+}
+
+fn at_least_one_attempt(new: NewJob) -> NewJob {
+    NewJob { max_attempts: new.max_attempts.map(|limit| limit.max(1)), ..new }
+}
+
+fn refuse_taken_id(job: JobRef) -> ! {
+    let table = relation::name(pg_sys::Oid::from(job.table)).unwrap_or_else(|| job.table.to_string());
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
+        format!("an unfinished job with id {} exists already in job table \"{table}\"", format_id(&job.id)),
+    )
+    .detail("The id names the job, so it has to be unique over all partitions.")
+    .hint("Should no partition have such a row, call background_jobs.detach() and background_jobs.attach().")
+    .raise()
+}
+
+fn refuse_taken_key(job: JobRef, key: &str) {
+    if catalog::find_by_key(job.table, key).is_some_and(|holder| holder != job.id) {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
+            format!("an unfinished job with job_key \"{key}\" exists already"),
+        )
+        .hint("Use background_jobs.enqueue() with job_key_mode 'replace' or 'keep', or cancel that job first.")
+        .raise();
+    }
+}
+
+/// AFTER UPDATE, DELETE, TRUNCATE: takes jobs out of the queue that are cancelled, finished by somebody else, or gone.
+pub fn withdraw(call: &Call) {
+    let table = job_table_of(call);
+    match (call.event(), call.is_row(), call.first_row(), call.second_row()) {
+        (Event::Update, true, Some(old), Some(new)) => {
+            let (before, after) = (job_of(&old, table), job_of(&new, table));
+            if is_finishing(before) {
+                return;
+            }
+            let flags = flags(&new);
+            let heeded = Flags { cancelled: flags.cancelled && !planted::is(Bug::NoCancelGuard), ..flags };
+            let change = protocol::on_update(heeded, before.id != after.id);
+            if change.take_out {
+                take_out(before);
+            }
+            if change.submit {
+                submit_row(&new, table, &options_of(call), taken_id(call));
+            }
+        }
+        (Event::Delete, true, Some(old), _) => {
+            let job = job_of(&old, table);
+            if !is_finishing(job) {
+                take_out(job);
+            }
+        }
+        (Event::Truncate, ..) => {
+            take_out_all(table);
+        }
+        _ => protocol_violation(),
+    }
+}
+
+fn take_out(job: JobRef) {
+    if bookkeeping(|| spi::connect(|| catalog::withdraw(job))) {
+        notes::note_withdrawn();
+    }
+}
+
+/// Takes all jobs of a table out of the queue; returns how many there were.
+pub fn take_out_all(table: u32) -> usize {
+    let count = bookkeeping(|| spi::connect(|| catalog::withdraw_all(table)));
+    notes::note_withdrawn();
+    count
+}
+
+/// Is the job in the queue already?
+pub fn is_queued(job: JobRef) -> bool {
+    bookkeeping(|| spi::connect(|| catalog::find(job))).is_some()
+}

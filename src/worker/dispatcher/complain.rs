@@ -1,0 +1,74 @@
+//! What the log is told, once each: why jobs do not run.
+
+use super::Dispatcher;
+use crate::catalog;
+use crate::gucs;
+use crate::pg::error::PgError;
+use crate::pg::{relation, role};
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::Oid;
+
+/// Unknown names that were complained about; beyond that many nobody reads the log. Anybody who may INSERT can make some
+/// up, so they do not count for the other complaints.
+const UNKNOWN_NAMES: usize = 1000;
+
+impl Dispatcher {
+    pub fn complain_about_unhandled(&mut self) {
+        let names = catalog::unhandled(&self.unhandled_from, 32);
+        self.unhandled_from = match names.last() {
+            Some((table, name, _)) if names.len() == 32 => (*table, name.clone()),
+            _ => (0, String::new()),
+        };
+        for (table, name, handled) in names {
+            if !handled {
+                self.complain_unhandled(table, &name);
+            }
+        }
+    }
+
+    pub fn complain_unhandled(&mut self, table: u32, name: &str) {
+        let table_name = relation::name(Oid::from(table)).unwrap_or_else(|| table.to_string());
+        let problem = PgError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_FUNCTION,
+            format!("no handler named \"{name}\" is registered for job table \"{table_name}\""),
+        )
+        .detail("Its jobs are kept and run as soon as there is one.")
+        .hint("Register it with background_jobs.register_handler(), as the owner of the table.");
+        if self.unknown_names < UNKNOWN_NAMES && self.complain(format!("handler {table} {name}"), &problem) {
+            self.unknown_names += 1;
+        }
+    }
+
+    /// Logs a problem once; false: it was said before.
+    pub fn complain(&mut self, about: String, problem: &PgError) -> bool {
+        let first = self.complained.insert(about);
+        if first {
+            // log_line_prefix knows a worker's database by no escape.
+            let detail = problem.detail.as_deref().unwrap_or("No job of it runs.");
+            problem.clone().detail(format!("{detail} This is in database \"{}\".", self.name)).log();
+        }
+        first
+    }
+}
+
+/// May a job table belong to this role?
+pub fn runnable(owner: Oid) -> Result<(), PgError> {
+    let name = role::name(owner).unwrap_or_else(|| owner.to_u32().to_string());
+    if role::is_superuser(owner) && !gucs::ALLOW_SUPERUSER_JOBS.get() {
+        return Err(PgError::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("job tables may not belong to superuser \"{name}\""),
+        )
+        .detail("Their handlers would run in a superuser session.")
+        .hint("Give the table to an ordinary role, or set background_jobs.allow_superuser_jobs."));
+    }
+    if !role::can_connect(owner) {
+        return Err(PgError::new(
+            PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+            format!("role \"{name}\" cannot log in, so its jobs cannot run"),
+        )
+        .detail("Jobs run in a session of their table's owner.")
+        .hint(format!("Use ALTER ROLE {} LOGIN, or give the table to another role.", relation::quote(&name))));
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! A lane as the dispatcher sees it: a window of waiting jobs, and the place in the queue up to which it was read.
+//!
+//! The place is remembered so that the dead index entries of finished jobs are not walked again and again. What
+//! arrives behind it (a transaction that took long to commit, a retry) comes with a note, which moves the place back.
+
+use crate::catalog::{self, Position};
+use crate::job::{JobId, JobRef, LaneKey, Timing, Waiting};
+use crate::pg::clock::{self, BEGINNING, Timestamp};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Jobs read ahead per lane.
+const WINDOW: usize = 256;
+
+pub struct Lane {
+    pub key: LaneKey,
+    ready: VecDeque<Waiting>,
+    /// Everything up to here was read.
+    position: Position,
+    /// There may be jobs behind `position` that are due.
+    more: bool,
+    /// When the first job that is not due yet will be.
+    next_due: Option<Timestamp>,
+    /// Nothing is taken from the lane before that.
+    pub blocked_until: Option<Instant>,
+    /// Rises with every job taken, so that lanes can take turns.
+    pub turn: u64,
+}
+
+fn just_before(run_at: Timestamp) -> Position {
+    (run_at.saturating_sub(1), [0xff; 16])
+}
+
+impl Lane {
+    pub fn new(key: LaneKey) -> Self {
+        Self {
+            key,
+            ready: VecDeque::new(),
+            position: (BEGINNING, JobId::default()),
+            more: true,
+            next_due: None,
+            blocked_until: None,
+            turn: 0,
+        }
+    }
+
+    /// A lane that was empty until something came that is due at `run_at`.
+    pub fn starting_at(key: LaneKey, run_at: Timestamp) -> Self {
+        Self { position: just_before(run_at), ..Self::new(key) }
+    }
+
+    /// A lane that was empty until this job came.
+    pub fn of(key: LaneKey, job: Waiting) -> Self {
+        let mut lane = Self { more: false, ..Self::starting_at(key, job.run_at) };
+        lane.more = !lane.accept(job);
+        lane
+    }
+
+    /// Something is there at `run_at` that was not before.
+    pub fn note(&mut self, run_at: Timestamp) {
+        if run_at <= self.position.0 {
+            self.ready.retain(|job| job.run_at < run_at);
+            self.position = just_before(run_at);
+        }
+        self.more = true;
+    }
+
+    /// Takes a job that nobody has to look for. False: it is not the next one behind all that were read, or there are too many.
+    pub fn accept(&mut self, job: Waiting) -> bool {
+        let place = (job.run_at, job.id);
+        let reads_ahead = self.more || self.ready.len() >= WINDOW;
+        let next = self.key.timing == Timing::Immediate && !reads_ahead && place > self.position;
+        if next {
+            self.position = place;
+            self.ready.push_back(job);
+        }
+        next
+    }
+
+    /// Reads again what waits in the window: some of it may have been withdrawn, or submitted anew under the same id.
+    pub fn reread(&mut self) {
+        if let Some(first) = self.ready.front() {
+            self.position = just_before(first.run_at);
+            self.ready.clear();
+            self.more = true;
+        }
+    }
+
+    /// Start over from the lane's beginning.
+    pub fn rewind(&mut self) {
+        self.ready.clear();
+        self.position = (BEGINNING, JobId::default());
+        self.more = true;
+    }
+
+    /// Reads on if the window has run low. `claimed` tells jobs that are handed out already, which are passed by; `monotone_now` is a clock
+    /// that was never set back.
+    pub fn fill(&mut self, monotone_now: Timestamp, mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) {
+        let now = self.now(monotone_now);
+        if self.next_due.is_some_and(|due| due <= now) {
+            self.next_due = None;
+            self.more = true;
+        }
+        while self.is_low() {
+            self.next_due = None;
+            let read = catalog::next_in_lane(&self.key, &self.position, WINDOW);
+            self.more = read.len() == WINDOW;
+            for job in read {
+                if self.key.timing != Timing::Immediate && job.run_at > now {
+                    self.next_due = Some(job.run_at);
+                    self.more = false;
+                    break;
+                }
+                self.position = (job.run_at, job.id);
+                if !claimed(&self.key, &JobRef { table: self.key.table, id: job.id }, &job) {
+                    self.ready.push_back(job);
+                }
+            }
+        }
+    }
+
+    /// Schedules follow the wall clock. A backoff is a length of time, which a clock that is set back must not stretch.
+    fn now(&self, monotone_now: Timestamp) -> Timestamp {
+        match self.key.timing {
+            Timing::Retry | Timing::Quarantine => monotone_now,
+            _ => clock::now(),
+        }
+    }
+
+    pub fn first(&self) -> Option<&Waiting> {
+        self.ready.front()
+    }
+
+    pub fn take(&mut self) -> Option<Waiting> {
+        self.ready.pop_front()
+    }
+
+    /// Puts back what could not be handed out after all.
+    pub fn untake(&mut self, job: Waiting) {
+        self.ready.push_front(job);
+    }
+
+    /// Should `fill` be called now?
+    pub fn is_low(&self) -> bool {
+        self.more && self.ready.len() < WINDOW / 2
+    }
+
+    /// Nothing waits here, as far as is known.
+    pub fn is_empty(&self) -> bool {
+        self.ready.is_empty() && !self.more && self.next_due.is_none()
+    }
+
+    pub fn is_blocked(&self) -> bool {
+        self.blocked_until.is_some()
+    }
+
+    /// Ends the blocking when its time is over.
+    pub fn unblock(&mut self) {
+        self.blocked_until = self.blocked_until.filter(|until| Instant::now() < *until);
+    }
+
+    /// How long until a job becomes due.
+    pub fn due_in(&self, monotone_now: Timestamp) -> Option<Duration> {
+        let wait = self.next_due?.saturating_sub(self.now(monotone_now)).max(0);
+        Some(Duration::from_micros(wait as u64))
+    }
+}

@@ -1,0 +1,379 @@
+//! Watching over what was handed out: how it ended, what must be interrupted, what a dead executor left behind.
+
+use super::assign::{BUSY, busy_for};
+use super::lane::Lane;
+use super::{Claimed, Dispatcher};
+use crate::catalog;
+use crate::gucs;
+use crate::handler;
+use crate::job::{LaneKey, Setback, Timing};
+use crate::journal::{self, Verdict};
+use crate::pg::call::random_unit;
+use crate::pg::error::PgError;
+use crate::pg::{database, guc, lwlock, signal, spi, xact};
+use crate::planted::{self, Bug};
+use crate::progress;
+use crate::protocol::{self, Rescue};
+use crate::shmem::{
+    self, Action, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot, monotone_now,
+};
+use crate::worker::executor::timeout_error;
+use pgrx::PgSqlErrorCode;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long the end of an executor may be part of the end of the server.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// How long bystanders of a crash wait for the accused of another database to be charged.
+const DELIBERATION: Duration = Duration::from_secs(10);
+
+/// Interrupts that were sent: executor and claim, when, and whether termination followed.
+#[derive(Default)]
+pub struct Interrupts(HashMap<(usize, u64), (Instant, bool)>);
+
+impl Dispatcher {
+    /// Is it time to settle what a dead executor left? At a stop of the server its workers are told one after the other: who
+    /// sees an executor end before it is told itself must not take that for the executor's own end.
+    fn is_gone_for_good(&mut self, index: usize, slot: &ExecutorSlot) -> bool {
+        let since = *self.gone.entry(index).or_insert_with(Instant::now);
+        let ours = slot.running().is_none_or(|number| self.interrupts.0.contains_key(&(index, number)));
+        let settled = ours || slot.evicted.load(Ordering::Acquire) || since.elapsed() >= FAREWELL;
+        if settled {
+            self.gone.remove(&index);
+        }
+        settled
+    }
+
+    /// Sees which claims have ended.
+    pub fn drain(&mut self) {
+        for (index, slot) in shmem::executors().iter().enumerate() {
+            if !slot.in_database(self.database) {
+                continue;
+            }
+            let passed = slot.passed.load(Ordering::Acquire);
+            for number in slot.drained.load(Ordering::Acquire)..passed {
+                let claim = slot.claim(number);
+                if claim.state() == ClaimState::Done {
+                    self.ended(&claim.assignment(), index, number, claim.run_us.load(Ordering::Acquire));
+                }
+            }
+            slot.drained.store(passed, Ordering::Release);
+            if slot.state() == SlotState::Gone && self.is_gone_for_good(index, slot) {
+                self.rescue(index, slot);
+            }
+        }
+    }
+
+    fn ended(&mut self, assignment: &Assignment, executor: usize, number: u64, run_us: u64) {
+        let ours = |claimed: &Claimed| claimed.executor == executor && claimed.number == number;
+        if !self.claims.get(&assignment.job()).is_some_and(ours) {
+            return;
+        }
+        let Some(claimed) = self.forget(assignment, executor) else { return };
+        if assignment.action == Action::Restart {
+            // Its lane may have passed by the job meanwhile.
+            let of_handler =
+                |lane: &&mut Lane| (lane.key.table, &lane.key.handler) == (claimed.lane.table, &claimed.lane.handler);
+            self.lanes.values_mut().filter(of_handler).for_each(Lane::rewind);
+        }
+        if run_us != REFUSED {
+            if assignment.action == Action::Run {
+                self.roster.pace.note(&claimed.lane, run_us);
+            }
+            return;
+        }
+        self.note(claimed.lane, assignment.due_at);
+        let until = Some(Instant::now() + gucs::poll_interval());
+        let of_table = |lane: &&mut Lane| lane.key.table == assignment.table;
+        self.lanes.values_mut().filter(of_table).for_each(|lane| lane.blocked_until = until);
+    }
+
+    /// Takes a claim out of the books. Should the same id have been submitted again meanwhile, its lane has passed it by.
+    fn forget(&mut self, assignment: &Assignment, executor: usize) -> Option<Claimed> {
+        if assignment.suspect {
+            shmem::header().release_suspect(executor);
+        }
+        if let Some((lane, run_at)) = self.skipped.remove(&assignment.job()) {
+            self.note(lane, run_at);
+        }
+        self.claims.remove(&assignment.job())
+    }
+
+    /// Gives a job back to its lane.
+    fn give_back(&mut self, assignment: &Assignment) {
+        let executor = self.claims.get(&assignment.job()).map(|claimed| claimed.executor);
+        if let Some(claimed) = executor.and_then(|executor| self.forget(assignment, executor)) {
+            self.note(claimed.lane, assignment.due_at);
+        }
+    }
+
+    /// Settles what an executor left that ended in the middle of its work. What it ran is charged, unless the process was
+    /// sent away for somebody else's sake; what it had not begun is handed out again.
+    fn rescue(&mut self, index: usize, slot: &ExecutorSlot) {
+        if signal::termination_pending() {
+            // The server is shutting down: nothing that ran is to blame. The next dispatcher hands it out again.
+            return;
+        }
+        let evicted = slot.evicted.load(Ordering::Acquire);
+        let began = slot.running();
+        for number in slot.drained.load(Ordering::Acquire)..slot.handed() {
+            let claim = slot.claim(number);
+            let assignment = claim.assignment();
+            match protocol::on_rescue(claim.state(), began == Some(number), evicted) {
+                Rescue::Nothing => {}
+                Rescue::Ended => self.ended(&assignment, index, number, claim.run_us.load(Ordering::Acquire)),
+                Rescue::Charge => {
+                    self.charge(&assignment, slot, number);
+                    self.give_back(&assignment);
+                }
+                Rescue::GiveBack => self.give_back(&assignment),
+            }
+        }
+        self.interrupts.0.retain(|(executor, _), _| *executor != index);
+        shmem::header().release_suspect(index);
+        lwlock::with(true, || slot.set_state(SlotState::Free));
+        WaiterSlot::wake_all(self.database);
+    }
+
+    /// Writes down that the attempt ended with its executor.
+    fn charge(&mut self, assignment: &Assignment, slot: &ExecutorSlot, number: u64) {
+        let definition = self.handlers.get(&(assignment.table, assignment.handler.to_text()));
+        let timed_out = slot.requested_interrupt(number) == Some(Interrupt::Timeout);
+        let (setback, error) = if timed_out {
+            let timeout = definition.and_then(|d| d.timeout).or_else(gucs::handler_timeout).unwrap_or_default();
+            let error = timeout_error(timeout)
+                .detail("The handler did not react to the interrupt, so its executor was terminated.");
+            (Setback::Timeout, error)
+        } else {
+            let error = PgError::new(
+                PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
+                "the executor was terminated while it ran the job",
+            );
+            (Setback::Terminated, error)
+        };
+        let own_limit = (assignment.max_attempts > 0).then_some(assignment.max_attempts);
+        // After the last attempt it is handed out once more, to an executor that writes the failure into its row.
+        let delay = definition
+            .and_then(|d| handler::policy(d, own_limit).delay_after(assignment.attempt, random_unit()))
+            .unwrap_or_default();
+        let run_at = monotone_now() + delay.as_micros() as i64;
+        let started_at = slot.started_at.load(Ordering::Acquire);
+        let charged = xact::transaction(|| {
+            spi::connect(|| {
+                let document = catalog::error_document(&error);
+                if catalog::put_back(assignment, Timing::Retry, run_at, document) {
+                    catalog::log_attempt(assignment, setback, document, started_at, 0);
+                }
+            });
+        });
+        match charged {
+            Ok(()) => self.restarts.push(Assignment { action: Action::Restart, suspect: false, ..*assignment }),
+            Err(error) => error.log(),
+        }
+        let lane = LaneKey {
+            table: assignment.table,
+            handler: assignment.handler.to_text(),
+            priority: assignment.priority,
+            timing: Timing::Retry,
+        };
+        self.note(lane, run_at);
+    }
+
+    /// Charges the jobs that were running in this database when the server crashed, and lets them wait. Those that cannot be
+    /// charged now (somebody has them locked) are not handed out before they are.
+    pub fn charge_suspects(&mut self) {
+        let mut suspects = journal::suspects(self.database);
+        // Bystanders last: it is known then whether their accused could be charged.
+        suspects.sort_by_key(|(_, entry)| entry.bystander);
+        self.uncharged.clear();
+        self.undecided = false;
+        if suspects.is_empty() || planted::is(Bug::NoCrashCharge) {
+            return;
+        }
+        let error = PgError::new(PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN, "the server crashed while the job ran")
+            .hint("The server log says what happened.");
+        let quarantine = monotone_now() + gucs::crash_quarantine().as_micros() as i64;
+        for (place, entry) in suspects {
+            match journal::verdict(&entry) {
+                Verdict::Charge => {}
+                Verdict::Acquit => {
+                    journal::close(place, false);
+                    continue;
+                }
+                Verdict::Wait if self.begun.elapsed() < DELIBERATION => {
+                    self.undecided = true;
+                    self.uncharged.insert(entry.assignment.job());
+                    continue;
+                }
+                // No dispatcher has come to that database.
+                Verdict::Wait => {
+                    journal::close(place, false);
+                    continue;
+                }
+            }
+            let charged = xact::transaction(|| {
+                // Whatever the setting: what is charged has to stay charged if the server crashes again.
+                guc::set_local(c"synchronous_commit", "on");
+                database::has_extension().then(|| {
+                    spi::connect(|| {
+                        let document = catalog::error_document(&error);
+                        let there = catalog::put_back(&entry.assignment, Timing::Quarantine, quarantine, document);
+                        if there {
+                            catalog::log_attempt(&entry.assignment, Setback::Crashed, document, entry.started_at, 0);
+                        }
+                        there
+                    })
+                })
+            });
+            match charged {
+                Ok(None) => {}
+                Ok(Some(there)) => {
+                    journal::close(place, there);
+                    let restart = Assignment { action: Action::Restart, suspect: false, ..entry.assignment };
+                    self.restarts.push(restart);
+                }
+                Err(error) => {
+                    self.uncharged.insert(entry.assignment.job());
+                    self.complain("suspects".to_string(), &error.without_data());
+                }
+            }
+        }
+    }
+
+    /// Finds claims whose jobs are no longer in the queue: cancelled, deleted, finished by somebody else.
+    pub fn verify_claims(&mut self) {
+        let mut withdrawn = Vec::new();
+        for claimed in self.claims.values() {
+            let slot = &shmem::executors()[claimed.executor];
+            if !slot.in_database(self.database) {
+                continue;
+            }
+            let assignment = slot.claim(claimed.number).assignment();
+            if !catalog::is_queued(assignment.job(), assignment.enqueued_at) {
+                withdrawn.push((claimed.executor, claimed.number, assignment));
+            }
+        }
+        for (executor, number, assignment) in withdrawn {
+            let slot = &shmem::executors()[executor];
+            if slot.claim(number).take(ClaimState::Revoked) {
+                self.forget(&assignment, executor);
+            } else {
+                self.interrupt(executor, number, Interrupt::Cancelled);
+            }
+        }
+    }
+
+    fn interrupt(&mut self, executor: usize, number: u64, why: Interrupt) {
+        let first = || (Instant::now(), false);
+        self.interrupts.0.entry((executor, number)).or_insert_with(first);
+        let slot = &shmem::executors()[executor];
+        slot.request_interrupt(number, why);
+        slot.process.signal(libc::SIGUSR2);
+    }
+
+    /// Everything that does not need the database.
+    pub fn supervise(&mut self) {
+        self.roster.reap(self.database);
+        for (index, slot) in shmem::executors().iter().enumerate() {
+            if !slot.in_database(self.database) || slot.state() == SlotState::Gone {
+                continue;
+            }
+            self.enforce_timeout(index, slot);
+            if busy_for(slot) >= BUSY {
+                self.take_back_pending(slot);
+            }
+            if progress::is_dirty(slot) {
+                let owner = slot.owner.load(Ordering::Acquire);
+                self.roster.want_writer(self.database, &self.name, owner);
+            }
+        }
+        self.escalate();
+    }
+
+    fn timeout_of(&self, assignment: &Assignment) -> Option<Duration> {
+        let definition = self.handlers.get(&(assignment.table, assignment.handler.to_text()));
+        let own = definition.and_then(|definition| definition.timeout);
+        own.filter(|timeout| !timeout.is_zero()).or_else(|| match own {
+            Some(_) => None,
+            None => gucs::handler_timeout(),
+        })
+    }
+
+    fn enforce_timeout(&mut self, index: usize, slot: &ExecutorSlot) {
+        let Some(number) = slot.running() else { return };
+        let timeout = self.timeout_of(&slot.claim(number).assignment());
+        let over = timeout.is_some_and(|timeout| busy_for(slot) >= timeout) && slot.running() == Some(number);
+        if over && !self.interrupts.0.contains_key(&(index, number)) {
+            self.interrupt(index, number, Interrupt::Timeout);
+        }
+    }
+
+    /// Takes back what waits behind a job that turned out long.
+    fn take_back_pending(&mut self, slot: &ExecutorSlot) {
+        for number in slot.passed.load(Ordering::Acquire)..slot.handed() {
+            let claim = slot.claim(number);
+            if claim.take(ClaimState::Revoked) {
+                self.give_back(&claim.assignment());
+            }
+        }
+    }
+
+    /// Terminates executors whose handlers have gone on for `cancel_grace` after they were interrupted.
+    fn escalate(&mut self) {
+        let grace = gucs::cancel_grace();
+        self.interrupts.0.retain(|(executor, number), (since, terminated)| {
+            let slot = &shmem::executors()[*executor];
+            if slot.running() != Some(*number) {
+                return false;
+            }
+            if since.elapsed() >= grace && !*terminated {
+                *terminated = true;
+                slot.process.signal(libc::SIGTERM);
+            }
+            true
+        });
+    }
+
+    /// How long nothing will have to be done unless somebody wakes us.
+    pub fn sleep(&self) -> Duration {
+        let monotone_now = monotone_now();
+        let mut sleep = self.next_poll.saturating_duration_since(Instant::now());
+        let mut soon = |wait: Duration| sleep = sleep.min(wait.max(Duration::from_millis(1)));
+        self.lanes.values().filter_map(|lane| lane.due_in(monotone_now)).for_each(&mut soon);
+        self.roster.next_attempt().into_iter().for_each(&mut soon);
+        if !self.gone.is_empty() {
+            soon(FAREWELL);
+        }
+        if self.roster.is_starting() || self.slot.starving.load(Ordering::Acquire) > 0 {
+            soon(Duration::from_millis(100));
+        }
+        let grace = gucs::cancel_grace();
+        for (since, terminated) in self.interrupts.0.values() {
+            if !terminated {
+                soon(grace.saturating_sub(since.elapsed()));
+            }
+        }
+        for slot in shmem::executors().iter().filter(|slot| slot.in_database(self.database)) {
+            let Some(number) = slot.running() else {
+                if slot.outstanding() > 0 {
+                    soon(BUSY);
+                }
+                continue;
+            };
+            if slot.outstanding() > 1 {
+                soon(BUSY);
+            }
+            if let Some(timeout) = self.timeout_of(&slot.claim(number).assignment()) {
+                soon(timeout.saturating_sub(busy_for(slot)));
+            }
+        }
+        for lane in self.lanes.values() {
+            if let Some(until) = lane.blocked_until {
+                soon(until.saturating_duration_since(Instant::now()));
+            }
+        }
+        sleep
+    }
+}

@@ -1,0 +1,227 @@
+//! A batch: what is in the mailbox, loaded in one short transaction, then run.
+
+use super::{Executor, PATIENCE, run};
+use crate::handler::Handler;
+use crate::job::{JobId, Place};
+use crate::job_table::Statements;
+use crate::pg::error::forget_cancel;
+use crate::pg::guc;
+use crate::pg::memory::HeldDatum;
+use crate::pg::relation::Lock;
+use crate::pg::session;
+use crate::pg::spi::{self, Rows};
+use crate::pg::timer;
+use crate::pg::xact;
+use crate::planted::{self, Bug};
+use crate::protocol::{self, Sight};
+use crate::shmem::{Assignment, ClaimState, ExecutorSlot, REFUSED};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+/// Jobs that share a commit at most; with two writing subtransactions in a failing job this stays below the number at
+/// which the server's subtransaction cache overflows.
+pub const LIMIT: usize = 32;
+
+/// Payload bytes that a batch holds at most, unless a single one is larger.
+const PAYLOADS: usize = 4 << 20;
+
+/// A job that was loaded.
+pub struct Job {
+    pub number: u64,
+    pub assignment: Assignment,
+    pub handler: Rc<Handler>,
+    pub payload: HeldDatum,
+    /// Of its row.
+    pub place: Place,
+    /// It is ours: the dispatcher can no longer take it back.
+    taken: bool,
+    /// It may not share a commit.
+    pub alone: bool,
+}
+
+impl Job {
+    fn new(number: u64, assignment: Assignment, handler: Rc<Handler>, payload: HeldDatum, place: Place) -> Self {
+        Self { number, assignment, handler, payload, place, taken: false, alone: false }
+    }
+
+    /// Makes it ours. False: the dispatcher was quicker.
+    pub fn take(&mut self, slot: &ExecutorSlot) -> bool {
+        self.taken = self.taken || slot.claim(self.number).take(ClaimState::Running);
+        self.taken
+    }
+}
+
+/// What loading a job came to.
+enum Loaded {
+    Ready(Job),
+    /// The row is finished, though nobody took the job out of the queue.
+    Obsolete(u64, Assignment),
+    /// There is no row, or its owner may not see it: a policy, or a restore that has not come to it yet.
+    Missing(u64, Assignment),
+    /// The table, its owner or the handler is not (any more) what it has to be.
+    Refused(u64),
+}
+
+pub fn process(executor: &mut Executor, numbers: Range<u64>) {
+    let numbers: Vec<u64> = numbers.take(LIMIT).collect();
+    let loaded = match load(executor, &numbers) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            // Not one job's doing: a table's own permissions or expressions. It is looked at again with the next poll.
+            executor.tables.complain(0, error.message.clone(), &error.without_data());
+            numbers.iter().map(|number| Loaded::Refused(*number)).collect()
+        }
+    };
+    // In their order, because `passed` says up to where the mailbox is done with.
+    let mut ready = Vec::new();
+    for job in loaded {
+        match job {
+            Loaded::Ready(job) => ready.push(job),
+            Loaded::Refused(number) => {
+                run::all(executor, std::mem::take(&mut ready));
+                refuse(executor, number);
+            }
+            Loaded::Obsolete(number, assignment) => {
+                run::all(executor, std::mem::take(&mut ready));
+                run::discard(executor, number, &assignment);
+            }
+            Loaded::Missing(number, assignment) => {
+                run::all(executor, std::mem::take(&mut ready));
+                run::postpone(executor, number, &assignment);
+            }
+        }
+    }
+    run::all(executor, ready);
+}
+
+/// Reads what the jobs need. The transaction ends here, and with it every lock on the job tables.
+fn load(executor: &mut Executor, numbers: &[u64]) -> Result<Vec<Loaded>, crate::pg::error::PgError> {
+    timer::arm(PATIENCE);
+    let loaded = xact::transaction(|| {
+        if !planted::is(Bug::NoScrub) {
+            session::reset();
+        }
+        let mut loaded = Vec::with_capacity(numbers.len());
+        let mut bytes = 0;
+        for (table, numbers) in by_table(executor.slot, numbers) {
+            match table {
+                Some(table) => load_some(executor, table, &numbers, &mut bytes, &mut loaded),
+                None => loaded.extend(numbers.iter().map(|(number, _)| Loaded::Refused(*number))),
+            }
+            if bytes > PAYLOADS {
+                break;
+            }
+        }
+        loaded
+    });
+    timer::disarm();
+    forget_cancel();
+    loaded
+}
+
+type Numbered = (u64, Assignment);
+
+/// Runs of consecutive jobs of one table; of none, those that the dispatcher has taken back.
+fn by_table(slot: &ExecutorSlot, numbers: &[u64]) -> Vec<(Option<u32>, Vec<Numbered>)> {
+    let mut groups: Vec<(Option<u32>, Vec<Numbered>)> = Vec::new();
+    for number in numbers {
+        let claim = slot.claim(*number);
+        let (pending, assignment) = (claim.state() == ClaimState::Pending, claim.assignment());
+        let table = pending.then_some(assignment.table);
+        match groups.last_mut() {
+            Some((last, group)) if *last == table => group.push((*number, assignment)),
+            _ => groups.push((table, vec![(*number, assignment)])),
+        }
+    }
+    groups
+}
+
+/// Loads jobs of one table in their order, until they hold too many `bytes`.
+fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut usize, loaded: &mut Vec<Loaded>) {
+    let Some(statements) = executor.tables.open(table, Lock::ReadIfFree) else {
+        loaded.extend(jobs.iter().map(|(number, _)| Loaded::Refused(*number)));
+        return;
+    };
+    let handlers: Vec<_> =
+        jobs.iter().map(|(_, assignment)| executor.handlers.resolve(table, &assignment.handler.to_text())).collect();
+    // After the lock: a rewrite of the table by whoever had it before leaves older snapshots an empty table.
+    xact::with_latest_snapshot(|| {
+        spi::connect(|| {
+            let found = Found::read(&statements, jobs);
+            for ((number, assignment), handler) in jobs.iter().zip(handlers) {
+                let row = found.get(&assignment.id);
+                let sight = protocol::on_load(row.and_then(|(rows, row)| rows.get(row, 1)));
+                let one = match (handler, sight) {
+                    (None, _) => Loaded::Refused(*number),
+                    (_, Sight::Missing) => Loaded::Missing(*number, *assignment),
+                    (_, Sight::Finished) => Loaded::Obsolete(*number, *assignment),
+                    (Some(handler), Sight::Open) => {
+                        // A NULL, in a table that allows it, is a JSON null to the handler.
+                        let payload = row.and_then(|(rows, row)| rows.hold(row, 2, &executor.memory));
+                        let payload = payload.unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
+                        *bytes += payload.size();
+                        let place = row.map_or(0, |(rows, row)| rows.place(row, 3));
+                        Loaded::Ready(Job::new(*number, *assignment, handler, payload, place))
+                    }
+                };
+                loaded.push(one);
+                if *bytes > PAYLOADS {
+                    break;
+                }
+            }
+        });
+    });
+}
+
+/// What was read of the rows of jobs, by their ids.
+struct Found {
+    rows: Vec<Rows>,
+    places: HashMap<JobId, (usize, usize)>,
+}
+
+impl Found {
+    /// Payloads that lie outside of the rows are not read yet.
+    fn read(statements: &Statements, jobs: &[Numbered]) -> Self {
+        let mut found = Self { rows: Vec::new(), places: HashMap::with_capacity(jobs.len()) };
+        // A plan that was made when the table was small would read all of it when it is not.
+        guc::nested(|| {
+            guc::set_local(c"enable_seqscan", "off");
+            if let Some(in_place) = &statements.load_in_place {
+                let places = jobs.iter().map(|(_, assignment)| assignment.row_place);
+                found.add(in_place.read(&[spi::places(places)], 0));
+            }
+            let moved = |(_, assignment): &&Numbered| !found.places.contains_key(&assignment.id);
+            let moved: Vec<&JobId> = jobs.iter().filter(moved).map(|(_, assignment)| &assignment.id).collect();
+            if !moved.is_empty() {
+                found.add(statements.load_many.read(&[spi::uuids(moved.into_iter())], 0));
+            }
+        });
+        found
+    }
+
+    fn add(&mut self, rows: Rows) {
+        for row in 0..rows.processed {
+            if let Some(id) = rows.uuid(row, 4) {
+                self.places.entry(id).or_insert((self.rows.len(), row));
+            }
+        }
+        self.rows.push(rows);
+    }
+
+    fn get(&self, id: &JobId) -> Option<(&Rows, usize)> {
+        self.places.get(id).map(|(rows, row)| (&self.rows[*rows], *row))
+    }
+}
+
+/// Gives a job back that could not be run.
+fn refuse(executor: &Executor, number: u64) {
+    let claim = executor.slot.claim(number);
+    if claim.take(ClaimState::Running) {
+        claim.run_us.store(REFUSED, Ordering::Release);
+        claim.set(ClaimState::Done);
+    }
+    executor.slot.passed.store(number + 1, Ordering::Release);
+    executor.wake_dispatcher();
+}

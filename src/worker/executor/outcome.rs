@@ -1,0 +1,249 @@
+//! How a run ends, written down: completion inside the job's own subtransaction, setbacks after it was rolled back.
+
+use super::batch::Job;
+use super::row;
+use super::{Executor, PATIENCE};
+use crate::catalog;
+use crate::gucs;
+use crate::job::{Setback, Timing};
+use crate::pg::call::random_unit;
+use crate::pg::clock::{self, Timestamp};
+use crate::pg::error::PgError;
+use crate::pg::latch::own_pid;
+use crate::pg::memory::{Context, HeldDatum};
+use crate::pg::role::bookkeeping;
+use crate::pg::{guc, spi, timer, xact};
+use crate::protocol::{self, Ending};
+use crate::retry;
+use crate::shmem::{Assignment, Interrupt, monotone_now};
+use crate::submit;
+use pgrx::PgSqlErrorCode;
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Effects, result and completion are in the transaction.
+    Completed,
+    /// The last attempt has failed; the row says why.
+    Failed,
+    /// Will be tried again at that time.
+    Retry(Timestamp),
+    /// Somebody cancelled, finished or deleted it meanwhile; nothing of the run is left.
+    Withdrawn,
+    /// Took too long while finished jobs waited; runs again alone.
+    Overran,
+    /// The dispatcher took it back before it began.
+    Revoked,
+    /// Nothing could be done about it now.
+    Refused,
+    /// The row's progress was taken back to zero; the job goes on waiting.
+    Restarted,
+}
+
+/// The run found its job withdrawn, and was rolled back. By somebody else, it stays so. By its own handler, that was rolled
+/// back with the rest: then the attempt has failed, or it would be made for ever.
+pub fn withdrawn(executor: &mut Executor, job: &Job, started_at: Timestamp) -> Ended {
+    let queued = bookkeeping(|| spi::connect(|| catalog::find(job.assignment.job())));
+    if !protocol::is_queued(queued.map(|queued| queued.enqueued_at), job.assignment.enqueued_at) {
+        return Ended::Withdrawn;
+    }
+    let error = PgError::new(
+        PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+        "the handler cancelled, completed or deleted its own job",
+    )
+    .detail("That was rolled back with everything else that it did.")
+    .hint("Return a result to complete the job, or raise an error to fail it.");
+    record(executor, job, Setback::Error, &error, started_at)
+}
+
+/// Deletes the queue's row of a job whose own row is finished or gone.
+pub fn take_out(assignment: &Assignment) {
+    row::fence(assignment);
+}
+
+/// Puts a job back whose row is not there, for longer every time; it is given up when the log of its attempts would be, too.
+pub fn postpone(assignment: &Assignment) -> Ended {
+    if clock::now() - assignment.enqueued_at > gucs::attempts_retention().as_micros() as i64 {
+        row::fence(assignment);
+        return Ended::Withdrawn;
+    }
+    bookkeeping(|| {
+        spi::connect(|| {
+            let before = catalog::conflicts(assignment.job());
+            let delay = retry::Policy { max_attempts: i32::MAX, delay: gucs::poll_interval(), ..gucs::retry_policy() }
+                .delay_after(i32::from(before) + 1, 0.0);
+            let run_at = after(delay.unwrap_or_default());
+            match catalog::put_back_free(assignment, run_at) {
+                Some(_) => Ended::Retry(run_at),
+                None => Ended::Withdrawn,
+            }
+        })
+    })
+}
+
+/// What kind of setback an error is, in the words that go into the log of attempts.
+pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>) -> (Setback, PgError) {
+    let conflict = error.is(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE)
+        || error.is(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED)
+        || error.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE);
+    let setback = protocol::setback(interrupt, conflict);
+    if setback == Setback::Timeout {
+        let timeout = job.handler.definition.timeout.or_else(crate::gucs::handler_timeout).unwrap_or_default();
+        let mut timed_out = timeout_error(timeout);
+        timed_out.context = error.context;
+        return (setback, timed_out);
+    }
+    (setback, error)
+}
+
+pub fn timeout_error(timeout: Duration) -> PgError {
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+        format!("background job timed out after {} ms", timeout.as_millis()),
+    )
+    .hint("Raise the handler's timeout, or background_jobs.handler_timeout.")
+}
+
+/// Writes down a setback, after the job's subtransaction was rolled back: back into the queue, or failed for good.
+pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgError, started_at: Timestamp) -> Ended {
+    let line = format!("recording the outcome of background job {}", crate::job::format_id(&job.assignment.id));
+    let keep = executor.errors;
+    timer::arm(PATIENCE);
+    let recorded = briefly(&line, &keep, || {
+        if setback == Setback::Conflict
+            && let Some(ended) = conflict(job, error, started_at)
+        {
+            return ended;
+        }
+        setback_of(executor, job, setback, error, started_at)
+    });
+    timer::disarm();
+    recorded.unwrap_or_else(|second| {
+        submit::not_finishing();
+        // The owner's own triggers or constraints do not let the row be written. It is not run again meanwhile.
+        briefly(&line, &keep, || retreat(job, &second, started_at)).unwrap_or_else(|third| {
+            third.without_data().log();
+            Ended::Refused
+        })
+    })
+}
+
+/// A subtransaction that waits no longer than a second for the queue's row, which a client has locked that cancels the job, or
+/// calls run_now(), and keeps its transaction open: the executor has others to look after.
+fn briefly<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
+    xact::subtransaction(line, keep, || guc::with_lock_timeout(Duration::from_secs(1), f))
+}
+
+fn after(delay: Duration) -> Timestamp {
+    monotone_now() + delay.as_micros().min(i64::MAX as u128 / 4) as i64
+}
+
+/// A deadlock or a serialization failure: soon again, and for a few times free of charge.
+fn conflict(job: &Job, error: &PgError, started_at: Timestamp) -> Option<Ended> {
+    bookkeeping(|| {
+        spi::connect(|| {
+            let before = catalog::conflicts(job.assignment.job());
+            if !protocol::is_free(before) {
+                return None;
+            }
+            let run_at = after(retry::conflict_delay(before + 1, random_unit()));
+            if catalog::put_back_free(&job.assignment, run_at).is_none() {
+                return Some(Ended::Withdrawn);
+            }
+            let document = catalog::error_document(error);
+            catalog::log_attempt(&job.assignment, Setback::Conflict, document, started_at, own_pid());
+            Some(Ended::Retry(run_at))
+        })
+    })
+}
+
+fn own_limit(assignment: &Assignment) -> Option<i32> {
+    (assignment.max_attempts > 0).then_some(assignment.max_attempts)
+}
+
+fn setback_of(executor: &mut Executor, job: &Job, setback: Setback, error: &PgError, started_at: Timestamp) -> Ended {
+    let assignment = &job.assignment;
+    let policy = job.handler.policy(own_limit(assignment));
+    let retry_at = policy.delay_after(assignment.attempt, random_unit()).map(after);
+    let memory = executor.memory;
+    // The owner's row first, as a client's transaction would do it: row, then queue, in one order everywhere.
+    let ended = match retry_at {
+        Some(run_at) => {
+            row::restart_progress(executor, job);
+            let put_back = bookkeeping(|| {
+                spi::connect(|| catalog::put_back(assignment, Timing::Retry, run_at, catalog::error_document(error)))
+            });
+            if put_back { Ended::Retry(run_at) } else { Ended::Withdrawn }
+        }
+        None => {
+            let result = bookkeeping(|| {
+                spi::connect(|| catalog::failure_result(catalog::error_document(error), assignment.attempt, &memory))
+            });
+            fail(executor, job, result, started_at)
+        }
+    };
+    // Of a submission that is no longer there nothing is kept: a retry() would take it for its own.
+    if !matches!(ended, Ended::Withdrawn) {
+        bookkeeping(|| {
+            spi::connect(|| {
+                let document = catalog::error_document(error);
+                catalog::log_attempt(assignment, setback, document, started_at, own_pid());
+            });
+        });
+    }
+    ended
+}
+
+fn fail(executor: &mut Executor, job: &Job, result: Option<HeldDatum>, started_at: Timestamp) -> Ended {
+    let updated = row::finish_row(executor, job, result.map(|held| held.0), started_at, false);
+    match protocol::fail(updated, || row::is_open(executor, job), || row::fence(&job.assignment)) {
+        Ending::Written => Ended::Failed,
+        Ending::Withdrawn => Ended::Withdrawn,
+        Ending::Unreached => {
+            // Its plan may be that of a rule which has gone since.
+            executor.tables.forget(job.assignment.table);
+            PgError::new(
+                PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+                "the failure of the job did not reach its row",
+            )
+            .hint("A trigger, rule or policy of the job table turns the UPDATE away.")
+            .raise()
+        }
+        Ending::Fenced => PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise(),
+    }
+}
+
+/// The attempts were used up where no executor could write the row: writes the last error now.
+pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
+    let line = format!("recording the failure of background job {}", crate::job::format_id(&job.assignment.id));
+    let keep = executor.errors;
+    let started_at = clock::now();
+    let failed = xact::subtransaction(&line, &keep, || {
+        let memory = executor.memory;
+        let result = bookkeeping(|| {
+            spi::connect(|| {
+                let document = catalog::last_error(job.assignment.job(), &memory);
+                catalog::failure_result(document.map(|held| held.0), job.assignment.attempt, &memory)
+            })
+        });
+        fail(executor, job, result, started_at)
+    });
+    failed.unwrap_or_else(|error| {
+        submit::not_finishing();
+        briefly(&line, &keep, || retreat(job, &error, started_at)).unwrap_or(Ended::Refused)
+    })
+}
+
+/// The row cannot be written: tries again after the longest delay, and says why in the log of attempts.
+fn retreat(job: &Job, error: &PgError, started_at: Timestamp) -> Ended {
+    let policy = job.handler.policy(own_limit(&job.assignment));
+    let run_at = after(policy.max_delay.max(Duration::from_secs(1)));
+    let put_back = bookkeeping(|| {
+        spi::connect(|| {
+            let document = catalog::error_document(error);
+            catalog::log_attempt(&job.assignment, Setback::Error, document, started_at, own_pid());
+            catalog::put_back(&job.assignment, Timing::Retry, run_at, document)
+        })
+    });
+    if put_back { Ended::Retry(run_at) } else { Ended::Withdrawn }
+}

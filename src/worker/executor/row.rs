@@ -1,0 +1,195 @@
+//! What the executor writes into a job's row, and the fence: inside the job's own subtransaction, or for a batch at its end.
+
+use super::Executor;
+use super::batch::Job;
+use super::group::COMPANY;
+use crate::catalog;
+use crate::job::Place;
+use crate::job_table::Statements;
+use crate::pg::clock::{self, Timestamp};
+use crate::pg::error::PgError;
+use crate::pg::fmgr::float4_datum;
+use crate::pg::memory::HeldDatum;
+use crate::pg::relation::Lock;
+use crate::pg::role::bookkeeping;
+use crate::pg::{guc, spi, xact};
+use crate::planted::{self, Bug};
+use crate::progress;
+use crate::protocol::{self, Ending};
+use crate::shmem::{Action, Assignment};
+use crate::submit;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::Datum;
+use std::time::Duration;
+
+/// Writes the completion: the guarded UPDATE of the row as its owner, then the fence. Raises an error when either
+/// finds nothing to do, so that the handler's effects are rolled back; `withdrawn` tells that from a failure.
+pub fn complete(
+    executor: &mut Executor,
+    job: &Job,
+    result: Option<HeldDatum>,
+    started_at: Timestamp,
+    withdrawn: &mut bool,
+) {
+    let updated = finish_row(executor, job, result.map(|held| held.0), started_at, true);
+    match protocol::complete(updated, || is_open(executor, job), || fence(&job.assignment)) {
+        Ending::Written => {}
+        Ending::Unreached => {
+            // Its plan may be that of a rule which has gone since.
+            executor.tables.forget(job.assignment.table);
+            PgError::new(
+                PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+                "the completion of the job did not reach its row",
+            )
+            .hint("A trigger, rule or policy of the job table turns the UPDATE away.")
+            .raise();
+        }
+        Ending::Withdrawn | Ending::Fenced => {
+            *withdrawn = !planted::is(Bug::EffectsApart);
+            if !*withdrawn {
+                return;
+            }
+            PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was withdrawn").raise();
+        }
+    }
+}
+
+/// A job whose handler has returned, and whose completion is to be written.
+#[derive(Clone, Copy)]
+pub struct Returned {
+    pub assignment: Assignment,
+    /// Of the job's row, when it was loaded.
+    pub place: Place,
+    pub result: Option<HeldDatum>,
+    pub started_at: Timestamp,
+}
+
+/// Writes the completions of several jobs. Raises an error if one of them does not find its row open, or is not the attempt that
+/// may finish its job: each has to be run by itself then, because the effects of all are in the transaction already. That one
+/// cannot wait for a row either, with the others finished.
+pub fn complete_together(executor: &mut Executor, returned: &[Returned]) {
+    for jobs in returned.chunk_by(|a, b| a.assignment.table == b.assignment.table) {
+        let written = guc::with_lock_timeout(COMPANY, || {
+            let table = executor.tables.open(jobs[0].assignment.table, Lock::Write);
+            table.is_some_and(|table| table.plain && complete_in(&table, jobs) == jobs.len())
+                && finish(jobs.iter().map(|job| &job.assignment))
+        });
+        if !written && !planted::is(Bug::EffectsApart) {
+            PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "a background job of a batch was withdrawn").raise();
+        }
+    }
+}
+
+/// How many rows it reached.
+fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
+    let (ids, places) = (jobs.iter().map(|job| &job.assignment.id), jobs.iter().map(|job| job.place));
+    let (attempts, starts) = (jobs.iter().map(|job| job.assignment.attempt), jobs.iter().map(|job| job.started_at));
+    let refs = jobs.iter().map(|job| job.assignment.job()).collect();
+    guc::nested(|| {
+        // As for `Statements::load_many`.
+        for setting in [c"enable_seqscan", c"enable_hashjoin", c"enable_mergejoin"] {
+            guc::set_local(setting, "off");
+        }
+        submit::while_finishing(refs, || {
+            spi::connect(|| {
+                let arguments = [
+                    spi::places(places),
+                    spi::uuids(ids),
+                    spi::jsonbs(jobs.iter().map(|job| job.result.map(|held| held.0))),
+                    spi::int4s(attempts),
+                    spi::timestamps(starts),
+                    spi::timestamp(clock::now()),
+                ];
+                let reached = table.complete_in_place.execute(&arguments, 0).processed;
+                if reached == jobs.len() {
+                    return reached;
+                }
+                // Rows that were changed meanwhile, by a client or for their progress, are elsewhere now. Those that were reached
+                // are finished, so that they are not reached again.
+                reached + table.complete_many.execute(&arguments[1..], 0).processed
+            })
+        })
+    })
+}
+
+/// The fence, for a single job: see `catalog::finish`. Waits for whoever changes the queue's row no longer than for the row's lock.
+pub fn fence(assignment: &Assignment) -> bool {
+    guc::with_lock_timeout(ROW_PATIENCE, || finish(std::iter::once(assignment)))
+}
+
+fn finish<'a>(mut assignments: impl Iterator<Item = &'a Assignment>) -> bool {
+    let queue = catalog::Queue::open();
+    let finished = assignments.all(|assignment| {
+        let quickly = queue.as_ref().and_then(|queue| queue.finish(assignment));
+        quickly.unwrap_or_else(|| bookkeeping(|| spi::connect(|| catalog::finish(assignment))))
+            || planted::is(Bug::NoFence)
+    });
+    xact::next_command();
+    finished
+}
+
+/// UPDATEs the row as completed or failed if it is still open.
+pub fn finish_row(
+    executor: &mut Executor,
+    job: &Job,
+    result: Option<Datum>,
+    started_at: Timestamp,
+    completed: bool,
+) -> bool {
+    let Some(table) = executor.tables.open(job.assignment.table, Lock::Write) else {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "the job table was changed while the job ran",
+        )
+        .detail("It was detached, dropped, given to another owner, or lost a column.")
+        .hint("Call background_jobs.attach() again.")
+        .raise();
+    };
+    let statement = if completed { &table.complete } else { &table.fail };
+    on_row(job, || {
+        spi::connect(|| {
+            let arguments = [
+                spi::uuid(&job.assignment.id),
+                result,
+                Some(Datum::from(job.assignment.attempt)),
+                spi::timestamp(started_at),
+                spi::timestamp(clock::now()),
+                float4_datum(if job.assignment.action == Action::Run {
+                    progress::reported(executor.slot)
+                } else {
+                    0.0
+                }),
+            ];
+            statement.execute(&arguments, 0).processed > 0
+        })
+    })
+}
+
+/// Runs `f`, our own UPDATE of the job's row: our trigger lets it pass, and whatever the owner's triggers do to the settings
+/// ends with it.
+///
+/// A client that keeps the row locked must not keep the executor: it is a conflict then, and the job runs again.
+fn on_row<T>(job: &Job, f: impl FnOnce() -> T) -> T {
+    guc::with_lock_timeout(ROW_PATIENCE, || guc::nested(|| submit::while_finishing(vec![job.assignment.job()], f)))
+}
+
+/// How long the end of a run waits for a lock on the job's row.
+const ROW_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Does the row, as committed by now, still wait for its end?
+pub fn is_open(executor: &mut Executor, job: &Job) -> bool {
+    let Some(table) = executor.tables.open(job.assignment.table, Lock::Read) else { return false };
+    spi::connect(|| {
+        let rows = table.load.execute(&[spi::uuid(&job.assignment.id)], 1);
+        !rows.get::<bool>(0, 1).unwrap_or(true)
+    })
+}
+
+/// The next attempt starts at zero, for all to see.
+pub fn restart_progress(executor: &mut Executor, job: &Job) {
+    if let Some(table) = executor.tables.open(job.assignment.table, Lock::Write) {
+        on_row(job, || {
+            spi::connect(|| table.restart.execute(&[spi::uuid(&job.assignment.id)], 0));
+        });
+    }
+}

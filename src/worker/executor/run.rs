@@ -1,0 +1,93 @@
+//! Running what was loaded, group by group, and what becomes of jobs whose transaction failed as a whole.
+
+use super::batch::Job;
+use super::group::Group;
+use super::outcome::{self, Ended};
+use super::settle::{Run, settle};
+use super::{Executor, attempt};
+use crate::pg::error::PgError;
+use crate::pg::xact;
+use crate::protocol;
+use crate::shmem::{Assignment, ClaimState};
+use std::sync::atomic::Ordering;
+
+/// Runs the jobs in order.
+pub fn all(executor: &mut Executor, mut jobs: Vec<Job>) {
+    let mut left = &mut jobs[..];
+    while !left.is_empty() {
+        let mut group = Group::default();
+        let done = match group.commit(executor, left) {
+            Ok(()) => {
+                settle(executor, &group.runs);
+                group.runs.len()
+            }
+            Err(error) if group.is_of_one(left) => {
+                give_up(executor, &mut left[0], error);
+                1
+            }
+            Err(_) => {
+                executor.slot.end();
+                attempt::end(executor);
+                // The first one even if it was not reached: by itself it is given up, or an error at the start would come for ever.
+                left.iter_mut().take(group.reached.max(1)).for_each(|job| job.alone = true);
+                0
+            }
+        };
+        left = &mut left[done..];
+    }
+}
+
+/// The transaction of a single job failed as a whole: at its commit, or in our own part of it.
+fn give_up(executor: &mut Executor, job: &mut Job, error: PgError) {
+    let interrupt = executor.slot.interrupt();
+    executor.slot.end();
+    attempt::end(executor);
+    let started_at = executor.slot.started_at.load(Ordering::Acquire);
+    if !job.take(executor.slot) {
+        return settle(executor, &[Run::of(job, Ended::Revoked)]);
+    }
+    let mut run = Run::of(job, Ended::Refused);
+    let (setback, error) = outcome::classify(job, error, interrupt);
+    match xact::transaction(|| match protocol::looks_withdrawn(false, interrupt) {
+        true => outcome::withdrawn(executor, job, started_at),
+        false => outcome::record(executor, job, setback, &error, started_at),
+    }) {
+        Ok(ended) => run.ended = ended,
+        Err(second) => {
+            error.without_data().log();
+            second.without_data().log();
+        }
+    }
+    settle(executor, &[run]);
+}
+/// Takes a job out of the queue whose row is finished already.
+pub fn discard(executor: &mut Executor, number: u64, assignment: &Assignment) {
+    without_handler(executor, number, assignment, |assignment| {
+        outcome::take_out(assignment);
+        Ended::Withdrawn
+    });
+}
+
+/// Lets a job wait whose row is not there.
+pub fn postpone(executor: &mut Executor, number: u64, assignment: &Assignment) {
+    without_handler(executor, number, assignment, outcome::postpone);
+}
+
+/// Settles a job that is not run, in a transaction of its own.
+fn without_handler(
+    executor: &mut Executor,
+    number: u64,
+    assignment: &Assignment,
+    settle_as: impl FnOnce(&Assignment) -> Ended,
+) {
+    if !executor.slot.claim(number).take(ClaimState::Running) {
+        executor.slot.passed.store(number + 1, Ordering::Release);
+        return;
+    }
+    let mut run = Run::without_handler(number, assignment);
+    match xact::transaction(|| settle_as(assignment)) {
+        Ok(ended) => run.ended = ended,
+        Err(error) => error.without_data().log(),
+    }
+    settle(executor, &[run]);
+}

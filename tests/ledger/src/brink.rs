@@ -1,0 +1,76 @@
+//! Jobs that are taken back at the moment of their completion, without chance: their dispatcher is stopped meanwhile, so no
+//! interrupt comes, and whether anything of the run is left is up to the guard of the row and the fence alone.
+
+use crate::history::{Operation, Outcome, Submission, What, now};
+use crate::nemesis::targets;
+use crate::run::Run;
+use crate::scene::CLIENT;
+use crate::workload::{Take, Way, new_id, payload};
+use nix::sys::signal::Signal;
+use server_tests::json;
+use std::time::{Duration, Instant};
+
+/// The dispatcher goes on after that, whatever happened: it may have been stopped while others wait for it.
+const PAUSE: Duration = Duration::from_millis(400);
+
+/// On the idle server after the storm; a drain follows.
+pub fn try_all(run: &Run) {
+    let mut rng = run.rng(3);
+    for way in [Way::Update, Way::Function, Way::Delete, Way::Replace(1_000_000)] {
+        for (number, table) in run.tables.iter().enumerate() {
+            // The others' snapshots do not see what is committed while they run.
+            if table.owner == "ada" {
+                let one = Submission { job: new_id(&mut rng), seq: 1, kind: "brink", child: None };
+                try_one(run, number, one, way);
+            }
+        }
+    }
+}
+
+fn try_one(run: &Run, number: usize, one: Submission, way: Way) {
+    let table = &run.tables[number];
+    let mut client = run.cluster.connect(&table.database, CLIENT);
+    let mut admin = run.cluster.admin(&table.database);
+    let mut payload = payload(&one);
+    payload["steps"] = json!(10_000);
+    let insert = format!("INSERT INTO {} (id, payload) VALUES ($1, $2)", table.name());
+    let begun = now();
+    client.execute(&insert, &[&one.job, &payload]).unwrap_or_else(|e| panic!("{insert}: {e:?}"));
+    run.history.record(Operation {
+        table: number,
+        what: What::Insert(vec![one]),
+        outcome: Outcome::Acknowledged,
+        how: "brink",
+        gid: None,
+        begun,
+        ended: now(),
+    });
+    let mut wait_until = |running: bool| {
+        let query = "SELECT EXISTS (SELECT FROM background_jobs.workers WHERE job_id = $1 AND role = 'executor')";
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(3) {
+            if admin.query_one(query, &[&one.job]).is_ok_and(|row| row.get::<_, bool>(0) == running) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    wait_until(true);
+    // Its loop has begun.
+    std::thread::sleep(Duration::from_millis(20));
+    let dispatchers = targets::find(&run.cluster, targets::Target::Dispatcher);
+    let signal = |signal| {
+        for pid in &dispatchers {
+            targets::send(&run.cluster, *pid, signal);
+        }
+    };
+    signal(Signal::SIGSTOP);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(PAUSE);
+            signal(Signal::SIGCONT);
+        });
+        Take { run, table: number, one, hold: 0.0, client: &mut client }.by(way);
+        wait_until(false);
+    });
+}

@@ -1,0 +1,102 @@
+//! After the storm: everything is let finish, and then the idle server is tried.
+
+use crate::history::{Operation, Outcome, Submission, What, now};
+use crate::run::Run;
+use crate::scene::{CLIENT, POLL_SECONDS};
+use server_tests::postgres::Client;
+use server_tests::{Uuid, json};
+use std::time::{Duration, Instant};
+
+/// Something becomes final within this: delays are below a second, the longest run takes two, and what has no delay is picked
+/// up at once or by a poll.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// With a planted bug: the sooner it is found the better.
+pub const IMPATIENCE: Duration = Duration::from_secs(8);
+
+/// Puts the settings back, decides the prepared transactions, and waits until nothing is unfinished.
+pub fn drain(run: &Run, patience: Duration) -> Duration {
+    let begun = Instant::now();
+    let mut admin = run.cluster.admin("postgres");
+    let reset = ["ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()"];
+    reset.iter().for_each(|statement| admin.batch_execute(statement).unwrap_or_else(|e| panic!("{statement}: {e:?}")));
+    let prepared = admin.query("SELECT gid, database FROM pg_prepared_xacts", &[]).unwrap_or_default();
+    for row in prepared {
+        let (gid, database): (String, String) = (row.get(0), row.get(1));
+        let decision = format!("ROLLBACK PREPARED '{gid}'");
+        run.cluster.admin(&database).batch_execute(&decision).unwrap_or_else(|e| panic!("{decision}: {e:?}"));
+        run.history.rolled_back(&gid);
+    }
+    let (mut least, mut since) = (usize::MAX, begun);
+    let mut sessions: Vec<Client> = run.tables.iter().map(|table| run.cluster.admin(&table.database)).collect();
+    loop {
+        let mut left = Vec::new();
+        for (number, table) in run.tables.iter().enumerate() {
+            let query = format!("SELECT id FROM {} WHERE NOT completed AND NOT cancelled", table.name());
+            let rows = sessions[number].query(&query, &[]).unwrap_or_else(|e| panic!("{query}: {e:?}"));
+            left.extend(rows.iter().map(|row| (number, row.get::<_, Uuid>(0))));
+        }
+        if left.is_empty() {
+            return begun.elapsed();
+        }
+        if left.len() < least {
+            (least, since) = (left.len(), Instant::now());
+        }
+        if since.elapsed() > patience {
+            for (number, job) in &left {
+                let query = "SELECT q::text FROM background_jobs.queue q WHERE job_id = $1";
+                let queued = sessions[*number].query(query, &[job]).unwrap_or_else(|e| panic!("{query}: {e:?}"));
+                let queued = queued.first().map_or("in no queue", |row| row.get(0));
+                let text = format!("not final {:.0} s after the storm; {queued}", begun.elapsed().as_secs_f64());
+                run.violated("I1", Some(*number), Some(*job), text);
+            }
+            return begun.elapsed();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Jobs one at a time, each in a lane of its own: nobody else's wake-up makes up for one that was lost (I11). Returns the longest
+/// time from the commit to the end.
+pub fn probe(run: &Run) -> f64 {
+    let limit = POLL_SECONDS + 1.0;
+    let mut longest = 0.0_f64;
+    let mut rng = run.rng(2);
+    for priority in 0..12_i16 {
+        for (number, table) in run.tables.iter().enumerate() {
+            let mut client = run.cluster.connect(&table.database, CLIENT);
+            let (name, job) = (table.name(), Uuid::from_u128(rng.u128(..)));
+            let enqueue =
+                format!("SELECT background_jobs.enqueue('quick', $1, priority => $2, id => $3, job_table => '{name}')");
+            let payload = json!({ "handler": "quick", "seq": 1 });
+            let result = client.execute(&enqueue, &[&payload, &(100 + priority), &job]);
+            result.unwrap_or_else(|e| panic!("{enqueue}: {e:?}"));
+            let committed = now();
+            let one = Submission { job, seq: 1, kind: "quick", child: None };
+            run.history.record(Operation {
+                table: number,
+                what: What::Insert(vec![one]),
+                outcome: Outcome::Acknowledged,
+                how: "probe",
+                gid: None,
+                begun: committed,
+                ended: committed,
+            });
+            let query = format!("SELECT completed FROM {name} WHERE id = $1");
+            while !client.query_one(&query, &[&job]).is_ok_and(|row| row.get(0)) {
+                if now() - committed > 3.0 * limit {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let took = now() - committed;
+            longest = longest.max(took);
+            if took > limit {
+                let text = format!("a job on an idle server was not completed within {limit} s of its commit");
+                run.violated("I11", Some(number), Some(job), text);
+                return longest;
+            }
+        }
+    }
+    longest
+}

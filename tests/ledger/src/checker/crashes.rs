@@ -1,0 +1,57 @@
+//! I5 across crashes: when the server went down under a job that ran for certain, somebody is charged for it. It is that job,
+//! or one that ran as a suspect of an earlier crash.
+
+use crate::evidence::{Attempt, Evidence, Start};
+use crate::history::Time;
+use crate::kinds::POISON_SECONDS;
+use crate::run::{Blow, Run};
+
+/// How much earlier and later than a crash a run must certainly have begun and have had to end, in seconds.
+const MARGIN: f64 = 0.3;
+
+pub fn check(run: &Run, evidence: &Evidence) {
+    let events = run.events();
+    let ends: Vec<Time> =
+        events.iter().filter(|event| matches!(event.kind, Blow::Crash | Blow::Stop)).map(|event| event.at).collect();
+    for (number, crash) in ends.iter().enumerate() {
+        if !events.iter().any(|event| event.kind == Blow::Crash && event.at == *crash) {
+            continue;
+        }
+        let before = number.checked_sub(1).map_or(0.0, |earlier| ends[earlier]);
+        let ran: Vec<&Start> = evidence
+            .starts
+            .iter()
+            .filter(|start| start.at > before && start.at < *crash + MARGIN)
+            .filter(|start| is_last_before(evidence, start, *crash))
+            .collect();
+        let victims: Vec<&&Start> = ran.iter().filter(|start| certainly_ran(evidence, start, *crash)).collect();
+        let Some(victim) = victims.first() else { continue };
+        let charged =
+            |start: &&Start| evidence.attempts(&start.job).iter().any(|attempt| is_charge(attempt, start, *crash));
+        if !ran.iter().any(charged) {
+            let table = evidence.jobs.get(&victim.job).map(|job| job.table);
+            let text = format!("it ran when the server crashed at {crash:.3}, and nobody was charged an attempt");
+            run.violated("I5", table, Some(victim.job), text);
+        }
+    }
+}
+
+fn is_last_before(evidence: &Evidence, start: &Start, crash: Time) -> bool {
+    let later = |other: &Start| other.line > start.line && other.at < crash + MARGIN;
+    !evidence.starts(&start.job).any(later)
+}
+
+fn is_charge(attempt: &Attempt, start: &Start, crash: Time) -> bool {
+    attempt.outcome == "crashed" && attempt.attempt == start.attempt && attempt.finished > crash
+}
+
+/// A job that takes long, begun well before and not ended by anything else; nobody cancels jobs of that kind.
+fn certainly_ran(evidence: &Evidence, start: &Start, crash: Time) -> bool {
+    start.kind == "poison"
+        && start.at < crash - MARGIN
+        && start.at + POISON_SECONDS > crash + MARGIN
+        && start.ended.is_none()
+        && !evidence.attempts(&start.job).iter().any(|attempt| {
+            attempt.attempt == start.attempt && attempt.outcome != "crashed" && attempt.finished < crash + MARGIN
+        })
+}

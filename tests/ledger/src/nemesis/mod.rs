@@ -1,0 +1,31 @@
+//! What befalls the server: one blow after the other, each followed by a wait until the server is back.
+
+mod blows;
+pub mod targets;
+
+use crate::history::now;
+use crate::run::{Blow, Event, Run};
+use blows::Blows;
+use std::time::{Duration, Instant};
+
+/// The server was not back in time; nothing more can be done to it.
+pub struct Lost(pub String);
+
+/// Runs until the time is over, or if wanted until an observer has found something; leaves the server up.
+pub fn storm(run: &Run, length: Duration, until_found: bool) -> Result<(), Lost> {
+    let begun = Instant::now();
+    let mut blows = Blows::new(run);
+    while begun.elapsed() < length && (!until_found || run.violations().is_empty()) {
+        let pause = blows.rng.u64(100..700);
+        std::thread::sleep(Duration::from_millis(pause));
+        match blows.rng.u32(..100) {
+            0..45 => blows.kill()?,
+            45..55 => blows.stop()?,
+            55..73 => blows.signal(),
+            73..91 => blows.freeze(),
+            _ => blows.reload(),
+        }
+    }
+    run.event(Event { at: now(), what: "calm".to_owned(), kind: Blow::Other, pid: 0, back_after: None });
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Temporary PostgreSQL clusters with the packaged extension, driven from outside.
+//!
+//! `#[pg_test]` rolls back and knows one database, so a worker never sees what it wrote. What this project promises is about
+//! commits, crashes and restarts; it is therefore tested against servers of its own.
+//!
+//! * [`installation`] a private copy of a PostgreSQL installation tree with the extension in it: the system is never touched.
+//! * [`keeper`] the directory of this process, and the small process that stops and removes everything once we are gone,
+//!   however we went: statics are not dropped, and a killed test process drops nothing at all.
+//! * [`cluster`] one server: build, start, stop, crash; its sessions and settings.
+//! * [`group`] one server shared by the tests of a file, checked when the process ends.
+//! * [`wait`] nothing here sleeps for a fixed time: a state is awaited with a deadline, and what was seen last is reported.
+//! * [`wall_clock`] a clock for a server that a test can set.
+//! * [`log`] what no server log may hold (invariant I17).
+//! * [`app`] an application as a user would write it: a role, its job table, its handlers, its jobs; and [`handlers`], how
+//!   tests and handlers meet.
+//! * [`pair`] two servers that exchange jobs by logical replication.
+//! * [`rest`] what an idle server looks like (invariant I13).
+//! * [`regress`] PGXS's `pg_regress` against such a server.
+
+pub mod app;
+mod builder;
+pub mod cluster;
+pub mod group;
+pub mod handlers;
+pub mod installation;
+pub mod job;
+pub mod keeper;
+pub mod log;
+mod os;
+pub mod pair;
+mod process;
+pub mod regress;
+pub mod rest;
+mod session;
+pub mod wait;
+pub mod wall_clock;
+
+pub use app::App;
+pub use builder::Builder;
+pub use cluster::{Cluster, Stop};
+pub use group::Group;
+pub use job::Job;
+pub use nix::sys::signal::Signal;
+pub use os::{give, run};
+pub use pair::Pair;
+pub use postgres;
+pub use serde_json::{Value, json};
+pub use uuid::Uuid;
+pub use wait::{wait_until, wait_within};
+pub use wall_clock::WallClock;
+
+/// A value as an SQL literal, for the statements that take no parameters.
+#[must_use]
+pub fn lit(value: &str) -> String {
+    postgres_protocol::escape::escape_literal(value)
+}
+
+/// A name as an SQL identifier.
+#[must_use]
+pub fn ident(name: &str) -> String {
+    postgres_protocol::escape::escape_identifier(name)
+}
+
+/// The SQLSTATE of an error from the server; panics when the error came from somewhere else, with that error's text.
+#[must_use]
+pub fn sqlstate(error: &postgres::Error) -> String {
+    match error.code() {
+        Some(code) => code.code().to_owned(),
+        None => panic!("no error of the server: {error}"),
+    }
+}

@@ -1,0 +1,75 @@
+//! background_jobs.wait(): the result of a job as the result of a call.
+
+use server_tests::{App, Cluster, Group, Uuid, json};
+use std::time::{Duration, Instant};
+
+static SHARED: Group = Group::new(Cluster::builder);
+
+fn noting(app: &mut App) {
+    app.handler("noted", "PERFORM note(); RETURN payload;");
+}
+
+const LATER: &str = "now() + interval '1 h'";
+
+#[test]
+fn wait_returns_the_result() {
+    let mut app = SHARED.app("wait");
+    app.handler("held", "PERFORM reach(1); PERFORM await_gate('go'); RETURN to_jsonb('here'::text);");
+    let id = app.submit("held", json!({}));
+    app.wait_reached(1);
+    let mut session = app.session();
+    let waiter = std::thread::spawn(move || {
+        let row = session.query_one("SELECT background_jobs.wait($1)", &[&id]).unwrap();
+        (row.get::<_, serde_json::Value>(0), Instant::now())
+    });
+    app.wait_true(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'
+            AND query LIKE '%background_jobs.wait($1)%' AND pid <> pg_backend_pid())",
+    );
+    let opened = Instant::now();
+    app.open_gate("go");
+    let (result, woken) = waiter.join().unwrap();
+    assert_eq!(result, json!("here"));
+    assert!(woken - opened < Duration::from_secs(2), "it does not wait for a poll: {:?}", woken - opened);
+    assert_eq!(app.one::<serde_json::Value>("SELECT background_jobs.wait($1)", &[&id]), json!("here"), "at once");
+}
+
+#[test]
+fn wait_raises_what_went_wrong() {
+    let mut app = SHARED.app("wait_errors");
+    app.handler_with(
+        "fails",
+        "RAISE 'broken' USING ERRCODE = 'BJ007', DETAIL = 'why', HINT = 'what to do';",
+        "max_attempts => 1",
+    );
+    noting(&mut app);
+    let id = app.submit("fails", json!({}));
+    let error = app.client.query_one("SELECT background_jobs.wait($1)", &[&id]).unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!(error.code().code(), "BJ007");
+    assert!(error.message().contains("broken"), "{error:?}");
+
+    let cancelled: Uuid = app.one(&format!("SELECT background_jobs.enqueue('noted', run_at => {LATER})"), &[]);
+    app.execute("SELECT background_jobs.cancel($1)", &[&cancelled]);
+    let error = app.client.query_one("SELECT background_jobs.wait($1)", &[&cancelled]).unwrap_err();
+    assert!(error.as_db_error().unwrap().message().contains("cancel"), "{error:?}");
+
+    let scheduled: Uuid = app.one(&format!("SELECT background_jobs.enqueue('noted', run_at => {LATER})"), &[]);
+    let begin = Instant::now();
+    app.sqlstate(&format!("SELECT background_jobs.wait('{scheduled}', '300 ms')"));
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(5), "{took:?}");
+    app.sqlstate(&format!("SELECT background_jobs.wait('{}', '1 s')", Uuid::new_v4()));
+}
+
+/// A session that waits can be cancelled, and sees nothing but the end of the job it waits for.
+#[test]
+fn wait_can_be_interrupted() {
+    let mut app = SHARED.app("wait_cancel");
+    noting(&mut app);
+    let id: Uuid = app.one(&format!("SELECT background_jobs.enqueue('noted', run_at => {LATER})"), &[]);
+    app.sql("SET statement_timeout = '200 ms'");
+    let begin = Instant::now();
+    assert_eq!(app.sqlstate(&format!("SELECT background_jobs.wait('{id}', '50 s')")), "57014");
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}

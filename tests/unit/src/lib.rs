@@ -1,0 +1,10 @@
+//! The pure parts of the extension, compiled without PostgreSQL, so that their own tests run in a moment and the model and the
+//! agreement tests can use them. A module listed here that reaches for the server no longer compiles, which is the other
+//! half of the point.
+
+#[path = "../../../src/job.rs"]
+pub mod job;
+#[path = "../../../src/protocol.rs"]
+pub mod protocol;
+#[path = "../../../src/retry.rs"]
+pub mod retry;
