@@ -13,6 +13,7 @@
 //! * [`log`] what no server log may hold (invariant I17).
 //! * [`app`] an application as a user would write it: a role, its job table, its handlers, its jobs; and [`handlers`], how
 //!   tests and handlers meet.
+//! * [`tenant`] further roles in that application's database, with job tables of their own or with nothing.
 //! * [`pair`] two servers that exchange jobs by logical replication.
 //! * [`rest`] what an idle server looks like (invariant I13).
 //! * [`regress`] PGXS's `pg_regress` against such a server.
@@ -32,6 +33,7 @@ mod process;
 pub mod regress;
 pub mod rest;
 mod session;
+pub mod tenant;
 pub mod wait;
 pub mod wall_clock;
 

@@ -1,9 +1,7 @@
 //! A hostile owner of one job table. Whatever is hung on the table runs, but in the owner's name only (I15), for a bounded time,
 //! and at nobody else's expense. What an honest role leaves behind or plants is in `clean_room`.
 
-mod attack;
-
-use attack::{owner, tenant};
+use server_tests::tenant::{end_sessions, owner, tenant};
 use server_tests::{App, Builder, Cluster, Group, Uuid, ident, json, lit};
 use std::time::Duration;
 
@@ -378,7 +376,7 @@ fn others_get_their_turn(name: &str, attack: &str, started: &str) {
     app.wait_true(started);
     let id = victim.submit("fine");
     let outcome = victim.result_within(&cluster, TURN, id);
-    attack::end_sessions(&cluster, &app.database);
+    end_sessions(&cluster, &app.database);
     assert_eq!(outcome, Ok(Some(json!(1))));
 }
 

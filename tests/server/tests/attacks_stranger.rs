@@ -1,9 +1,7 @@
 //! A role that nobody has granted anything: what it learns, what it changes, and whom it can hold up. What each function
 //! asks of its caller, grant by grant, is in `privileges`.
 
-mod attack;
-
-use attack::{Tenant, owner, stranger, tenant};
+use server_tests::tenant::{Tenant, owner, stranger, tenant};
 use server_tests::{App, Builder, Cluster, Group, Uuid, ident, json};
 
 fn keyed() -> Builder {

@@ -1,9 +1,7 @@
 //! A hostile submitter: a role with INSERT on a job table, and in some tests UPDATE (cancelled) or TRIGGER. It can have
 //! its jobs fail and its rows ignored; it cannot run what is not registered, nor stop, fill or mislead what others see.
 
-mod attack;
-
-use attack::{Tenant, owner, stranger};
+use server_tests::tenant::{Tenant, owner, stranger};
 use server_tests::{App, Cluster, Group, Uuid, Value, ident, json, lit};
 use std::time::{Duration, Instant};
 
