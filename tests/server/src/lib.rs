@@ -7,7 +7,7 @@
 //! * [`keeper`] the directory of this process, and the small process that stops and removes everything once we are gone,
 //!   however we went: statics are not dropped, and a killed test process drops nothing at all.
 //! * [`cluster`] one server: build, start, stop, crash; its sessions and settings.
-//! * [`group`] one server shared by the tests of a file, checked when the process ends.
+//! * [`group`] one server shared by the tests of a program, checked when the process ends.
 //! * [`wait`] nothing here sleeps for a fixed time: a state is awaited with a deadline, and what was seen last is reported.
 //! * [`wall_clock`] a clock for a server that a test can set.
 //! * [`log`] what no server log may hold (invariant I17).
