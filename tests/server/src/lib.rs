@@ -13,6 +13,7 @@
 //! * [`log`] what no server log may hold (invariant I17).
 //! * [`app`] an application as a user would write it: a role, its job table, its handlers, its jobs; and [`handlers`], how
 //!   tests and handlers meet.
+//! * [`workers`] the extension's processes in its database, and [`witness`], in whose name code of a role is run.
 //! * [`tenant`] further roles in that application's database, with job tables of their own or with nothing.
 //! * [`pair`] two servers that exchange jobs by logical replication.
 //! * [`rest`] what an idle server looks like (invariant I13).
@@ -36,6 +37,8 @@ mod session;
 pub mod tenant;
 pub mod wait;
 pub mod wall_clock;
+pub mod witness;
+pub mod workers;
 
 pub use app::App;
 pub use builder::Builder;

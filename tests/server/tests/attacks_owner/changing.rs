@@ -1,6 +1,6 @@
 //! Tables that are hidden, retyped, replaced by a view or moved away while they have jobs.
 
-use crate::{SHARED, WITNESS};
+use crate::SHARED;
 use server_tests::{Uuid, ident, json};
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ fn jobs_wait_while_a_column_has_another_type_and_run_when_it_is_back() {
 #[test]
 fn a_view_under_the_tables_name_gets_nothing_of_its_jobs() {
     let mut app = SHARED.app("view");
-    app.sql(WITNESS);
+    app.create_witness();
     app.handler("noted", "PERFORM note(); RETURN '1';");
     let id: Uuid = app.one("SELECT background_jobs.enqueue('noted', run_at => now() + interval '1 h')", &[]);
     app.sql(

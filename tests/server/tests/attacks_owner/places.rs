@@ -1,6 +1,6 @@
 //! Every place of a table, and in front of pg_catalog, where code of the owner's can stand.
 
-use crate::{SHARED, WITNESS, foreign, restart_executors};
+use crate::SHARED;
 use server_tests::{Uuid, ident, json, lit};
 use std::time::Duration;
 
@@ -116,7 +116,7 @@ fn in_front_of_pg_catalog() -> String {
 #[test]
 fn no_place_on_a_table_or_in_front_of_pg_catalog_is_reached_in_anybody_elses_name() {
     let mut app = SHARED.app("places");
-    app.sql(WITNESS);
+    app.create_witness();
     app.sql(PLANTED);
     app.handler_with(
         "works",
@@ -129,7 +129,7 @@ fn no_place_on_a_table_or_in_front_of_pg_catalog_is_reached_in_anybody_elses_nam
     app.sql(&in_front_of_pg_catalog());
     let path = format!("ALTER ROLE {} SET search_path = public, pg_catalog", ident(&app.role));
     app.admin().batch_execute(&path).unwrap();
-    restart_executors(&app);
+    app.end_executors();
 
     let done = app.submit("works", json!({}));
     app.wait_reached(1);
@@ -165,15 +165,11 @@ fn no_place_on_a_table_or_in_front_of_pg_catalog_is_reached_in_anybody_elses_nam
     app.sql("SELECT background_jobs.unregister_handler('conflicts')");
     app.sql("TRUNCATE background_jobs; SELECT background_jobs.detach('background_jobs')");
 
-    assert_eq!(foreign(&mut app), Vec::<String>::new());
+    assert_eq!(app.foreign(), Vec::<String>::new());
     let by_rule: i64 =
         app.one("SELECT count(*) FROM seen_by_rule WHERE superuser <> 'off' OR user_role <> session_role", &[]);
     assert_eq!(by_rule, 0);
-    let places: Vec<String> = app
-        .rows("SELECT DISTINCT place FROM public.seen WHERE kind LIKE 'background_jobs%' ORDER BY 1", &[])
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let places = app.places_in_workers();
     for place in
         ["generated", "predicate", "select policy", "update policy", "AFTER UPDATE ROW", "BEFORE UPDATE STATEMENT"]
     {

@@ -1,6 +1,6 @@
 //! What the owner's role may make of itself and of its settings: nothing more than it is.
 
-use crate::{SHARED, WITNESS, foreign, restart_executors};
+use crate::SHARED;
 use server_tests::{Uuid, ident, json};
 
 /// Tries everything that makes more of a role than it is, and notes what was let through.
@@ -58,7 +58,7 @@ const ESCALATE: &str = "
 fn every_way_up_is_closed_in_every_place() {
     let mut app = SHARED.app("ways_up");
     app.admin().batch_execute("CREATE TABLE secrets AS SELECT 'secret' s; REVOKE ALL ON secrets FROM PUBLIC").unwrap();
-    app.sql(WITNESS);
+    app.create_witness();
     app.sql(ESCALATE);
     app.handler(
         "tries",
@@ -80,7 +80,7 @@ fn every_way_up_is_closed_in_every_place() {
     let escaped: Vec<String> =
         app.rows("SELECT DISTINCT place || ': ' || statement FROM escaped", &[]).iter().map(|row| row.get(0)).collect();
     assert_eq!(escaped, Vec::<String>::new());
-    assert_eq!(foreign(&mut app), Vec::<String>::new());
+    assert_eq!(app.foreign(), Vec::<String>::new());
     let places: i64 = app.one(
         "SELECT count(DISTINCT place) FROM seen WHERE kind = 'background_jobs executor'
            AND place IN ('handler', 'policy', 'at_commit INSERT', 'at_finish UPDATE', 'after_finish UPDATE')",
@@ -125,7 +125,7 @@ fn the_strangest_settings_of_a_role_change_nothing() {
     ] {
         admin.batch_execute(&format!("ALTER ROLE {} SET {setting}", ident(&app.role))).unwrap();
     }
-    restart_executors(&app);
+    app.end_executors();
     let payload = json!({"n": 1.234_567_890_123_456_7, "t": "2026-01-01"});
     let ids: Vec<Uuid> = (0..20).map(|_| app.submit("echo", payload.clone())).collect();
     let failing = app.submit("fails", json!({}));

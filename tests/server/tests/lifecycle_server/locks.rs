@@ -1,7 +1,7 @@
 //! Rows and tables that a client holds.
 
 use crate::{HELD, SHARED, assert_completes, noting};
-use server_tests::{App, Uuid, json, sqlstate};
+use server_tests::{Uuid, json, sqlstate};
 
 #[test]
 fn a_client_that_holds_a_jobs_row_delays_its_end_and_nobody_elses() {
@@ -14,7 +14,7 @@ fn a_client_that_holds_a_jobs_row_delays_its_end_and_nobody_elses() {
     let mut transaction = holder.transaction().unwrap();
     transaction.query_one("SELECT FROM background_jobs WHERE id = $1 FOR UPDATE", &[&id]).unwrap();
     app.open_gate("go");
-    wait_for_executor_lock(&app);
+    app.wait_executor_blocked();
     for _ in 0..5 {
         assert_completes(&mut app, "noted");
     }
@@ -22,15 +22,6 @@ fn a_client_that_holds_a_jobs_row_delays_its_end_and_nobody_elses() {
     transaction.commit().unwrap();
     assert_eq!(app.wait_final(id).result, Some(json!("done")));
     assert_eq!(app.noted(id), 1);
-}
-
-fn wait_for_executor_lock(app: &App) {
-    let query = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'
-        AND backend_type = 'background_jobs executor'";
-    app.cluster.wait_until("an executor to wait", || {
-        let waiting: i64 = app.cluster.admin("postgres").query_one(query, &[&app.database]).unwrap().get(0);
-        if waiting > 0 { Ok(()) } else { Err("none does".to_owned()) }
-    });
 }
 
 #[test]
@@ -70,7 +61,7 @@ fn a_deadlock_with_a_client_over_the_jobs_own_row_ends_and_the_job_completes_onc
     let mut transaction = client.transaction().unwrap();
     transaction.execute("UPDATE background_jobs SET timestamp = now() WHERE id = $1", &[&id]).unwrap();
     app.open_gate("go");
-    wait_for_executor_lock(&app);
+    app.wait_executor_blocked();
     let outcome = transaction.execute("UPDATE accounts SET balance = balance + 10", &[]);
     let paid = match outcome {
         Ok(_) => transaction.commit().is_ok(),

@@ -45,12 +45,7 @@ fn pg_amcheck_finds_nothing_after_all_of_that() {
     );
     app.sql("UPDATE background_jobs SET cancelled = true WHERE id IN (SELECT id FROM background_jobs WHERE NOT completed LIMIT 300)");
     app.wait_drained(Duration::from_secs(60));
-    run(app.cluster.client("pg_amcheck", "postgres").args([
-        "--install-missing",
-        "--heapallindexed",
-        "-d",
-        &app.database,
-    ]));
+    app.cluster.amcheck(&app.database);
 }
 
 /// What an operator asks, and what a role needs to be answered for every table.

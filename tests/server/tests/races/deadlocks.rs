@@ -103,10 +103,7 @@ fn a_transaction_that_calls_run_now_and_updates_the_row_meets_no_deadlock() {
     let mut transaction = other.transaction().unwrap();
     transaction.execute("SELECT background_jobs.run_now($1)", &[&id]).unwrap();
     app.open_gate("go");
-    app.wait_true(
-        "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted
-            AND a.backend_type = 'background_jobs executor' AND a.datname = current_database())",
-    );
+    app.wait_executor_blocked();
     let outcome = transaction.execute("UPDATE background_jobs SET timestamp = now() WHERE id = $1", &[&id]);
     let outcome = outcome.map_err(|error| server_tests::sqlstate(&error));
     drop(transaction);
