@@ -70,7 +70,10 @@ fn serializable_by_default_completes_every_job_once() {
         UPDATE background_jobs SET cancelled = true WHERE id = current_setting('app.cancelled')::uuid;";
     app.cluster.wait_until("the submission to serialize", || match writer.batch_execute(submission) {
         Err(error) if sqlstate(&error) == "40001" => Err(error.to_string()),
-        other => Ok(other.unwrap()),
+        other => {
+            other.unwrap();
+            Ok(())
+        }
     });
     app.wait_drained(Duration::from_secs(60));
     let outcome = app.rows(
