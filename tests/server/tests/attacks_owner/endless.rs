@@ -119,7 +119,11 @@ fn a_trigger_that_stops_the_progress_writer_holds_the_executor_no_longer_than_a_
             END $$;
          CREATE TRIGGER endless BEFORE UPDATE ON background_jobs FOR EACH ROW EXECUTE FUNCTION endless();
          CREATE FUNCTION hostile(p jsonb) RETURNS jsonb LANGUAGE plpgsql AS
-            $$ BEGIN PERFORM background_jobs.set_progress(0.5); PERFORM pg_sleep(0.3); RETURN p; END $$;",
+            $$ BEGIN
+                PERFORM background_jobs.set_progress(0.5);
+                WHILE NOT (SELECT is_called FROM starts) LOOP PERFORM pg_sleep(0.005); END LOOP;
+                RETURN p;
+            END $$;",
         STARTED,
     );
 }

@@ -111,7 +111,15 @@ fn a_planted_trigger_sees_the_owner_and_nobody_above() {
     app.admin()
         .batch_execute(&format!("CREATE SCHEMA AUTHORIZATION {role}; GRANT USAGE ON SCHEMA {role} TO PUBLIC"))
         .unwrap();
-    app.handler("works", "PERFORM background_jobs.set_progress(0.5); PERFORM pg_sleep(0.4); RETURN '1';");
+    // It ends when the progress writer has written.
+    app.handler(
+        "works",
+        "PERFORM background_jobs.set_progress(0.5);
+         WHILE NOT (SELECT progress = 0.5 FROM background_jobs WHERE id = (SELECT id FROM background_jobs.current_job())) LOOP
+            PERFORM pg_sleep(0.005);
+         END LOOP;
+         RETURN '1';",
+    );
     app.handler_with("fails", "RAISE 'no';", "max_attempts => 2, retry_delay => '5 ms'");
     submitter.sql(
         "CREATE TABLE seen (who text, kind text); GRANT INSERT ON seen TO PUBLIC;

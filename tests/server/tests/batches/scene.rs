@@ -69,6 +69,8 @@ pub fn in_one_batch(app: &mut App, fill: impl FnOnce(&mut App)) {
     cluster.kill(executor, Signal::SIGSTOP);
     let resumed = Resumed(cluster, executor);
     fill(app);
+    // It sleeps for a moment between two steps, too, so one look is not enough; and nothing tells how full the mailbox is: the
+    // views show the job that runs. Should it be wrong once, the batch is a shorter one. That there are any is what `shared` is for.
     let mut still = 0;
     cluster.wait_until("the dispatcher to have nothing to do", || {
         still = if sleeps(dispatcher) { still + 1 } else { 0 };
