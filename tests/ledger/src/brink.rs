@@ -1,17 +1,20 @@
 //! Jobs that are taken back at the moment of their completion, without chance: their dispatcher is stopped meanwhile, so no
 //! interrupt comes, and whether anything of the run is left is up to the guard of the row and the fence alone.
 
-use crate::history::{Operation, Outcome, Submission, What, now};
+use crate::history::{Outcome, Submission, What};
 use crate::nemesis::targets;
 use crate::run::Run;
 use crate::scene::CLIENT;
-use crate::workload::{Take, Way, new_id, payload};
+use crate::workload::{Take, Way, begin, end, new_id, payload};
 use nix::sys::signal::Signal;
-use server_tests::json;
-use std::time::{Duration, Instant};
+use server_tests::{json, wait};
+use std::time::Duration;
 
 /// The dispatcher goes on after that, whatever happened: it may have been stopped while others wait for it.
 const PAUSE: Duration = Duration::from_millis(400);
+
+/// No longer than that: a job that a planted bug keeps from starting, or from ending, is for the drain to find.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// On the idle server after the storm; a drain follows.
 pub fn try_all(run: &Run) {
@@ -34,30 +37,19 @@ fn try_one(run: &Run, number: usize, one: Submission, way: Way) {
     let mut payload = payload(&one);
     payload["steps"] = json!(10_000);
     let insert = format!("INSERT INTO {} (id, payload) VALUES ($1, $2)", table.name());
-    let begun = now();
+    let operation = begin(number, "brink", What::Insert(vec![one]));
     client.execute(&insert, &[&one.job, &payload]).unwrap_or_else(|e| panic!("{insert}: {e:?}"));
-    run.history.record(Operation {
-        table: number,
-        what: What::Insert(vec![one]),
-        outcome: Outcome::Acknowledged,
-        how: "brink",
-        gid: None,
-        begun,
-        ended: now(),
-    });
-    let mut wait_until = |running: bool| {
-        let query = "SELECT EXISTS (SELECT FROM background_jobs.workers WHERE job_id = $1 AND role = 'executor')";
-        let since = Instant::now();
-        while since.elapsed() < Duration::from_secs(3) {
-            if admin.query_one(query, &[&one.job]).is_ok_and(|row| row.get::<_, bool>(0) == running) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+    end(run, operation, Outcome::Acknowledged);
+    // Nothing in its handler sleeps but the loop.
+    let in_its_loop = "SELECT EXISTS (SELECT FROM background_jobs.workers JOIN pg_stat_activity USING (pid)
+        WHERE job_id = $1 AND role = 'executor' AND wait_event = 'PgSleep')";
+    let gone = "SELECT NOT EXISTS (SELECT FROM background_jobs.workers WHERE job_id = $1 AND role = 'executor')";
+    let mut wait_for = |state: &str| {
+        let _ = wait::attempt(PATIENCE, state, || {
+            wait::yes(admin.query_one(state, &[&one.job]).is_ok_and(|row| row.get(0)))
+        });
     };
-    wait_until(true);
-    // Its loop has begun.
-    std::thread::sleep(Duration::from_millis(20));
+    wait_for(in_its_loop);
     let dispatchers = targets::find(&run.cluster, targets::Target::Dispatcher);
     let signal = |signal| {
         for pid in &dispatchers {
@@ -71,6 +63,6 @@ fn try_one(run: &Run, number: usize, one: Submission, way: Way) {
             signal(Signal::SIGCONT);
         });
         Take { run, table: number, one, hold: 0.0, client: &mut client }.by(way);
-        wait_until(false);
+        wait_for(gone);
     });
 }

@@ -1,8 +1,9 @@
 //! After the storm: everything is let finish, and then the idle server is tried.
 
-use crate::history::{Operation, Outcome, Submission, What, now};
+use crate::history::{Outcome, Submission, What, now};
 use crate::run::Run;
 use crate::scene::{CLIENT, POLL_SECONDS};
+use crate::workload::{begin, end};
 use server_tests::postgres::Client;
 use server_tests::{Uuid, json};
 use std::time::{Duration, Instant};
@@ -69,19 +70,12 @@ pub fn probe(run: &Run) -> f64 {
             let enqueue =
                 format!("SELECT background_jobs.enqueue('quick', $1, priority => $2, id => $3, job_table => '{name}')");
             let payload = json!({ "handler": "quick", "seq": 1 });
+            let one = Submission { job, seq: 1, kind: "quick", child: None };
+            let operation = begin(number, "probe", What::Insert(vec![one]));
             let result = client.execute(&enqueue, &[&payload, &(100 + priority), &job]);
             result.unwrap_or_else(|e| panic!("{enqueue}: {e:?}"));
             let committed = now();
-            let one = Submission { job, seq: 1, kind: "quick", child: None };
-            run.history.record(Operation {
-                table: number,
-                what: What::Insert(vec![one]),
-                outcome: Outcome::Acknowledged,
-                how: "probe",
-                gid: None,
-                begun: committed,
-                ended: committed,
-            });
+            end(run, operation, Outcome::Acknowledged);
             let query = format!("SELECT completed FROM {name} WHERE id = $1");
             while !client.query_one(&query, &[&job]).is_ok_and(|row| row.get(0)) {
                 if now() - committed > 3.0 * limit {

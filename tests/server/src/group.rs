@@ -1,9 +1,9 @@
-//! One server shared by the tests of a file, for one configuration; it is stopped and its log read when the process ends.
+//! One server shared by the tests of a program, for one configuration; it is stopped and its log read when the process ends.
 
 use crate::{App, Builder, Cluster, keeper};
 use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
-/// Declared as a static in a test file; started by the first test that asks.
+/// Declared as a static in a test program; started by the first test that asks.
 pub struct Group {
     configure: fn() -> Builder,
     cluster: OnceLock<Cluster>,

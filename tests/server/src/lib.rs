@@ -7,12 +7,14 @@
 //! * [`keeper`] the directory of this process, and the small process that stops and removes everything once we are gone,
 //!   however we went: statics are not dropped, and a killed test process drops nothing at all.
 //! * [`cluster`] one server: build, start, stop, crash; its sessions and settings.
-//! * [`group`] one server shared by the tests of a file, checked when the process ends.
+//! * [`group`] one server shared by the tests of a program, checked when the process ends.
 //! * [`wait`] nothing here sleeps for a fixed time: a state is awaited with a deadline, and what was seen last is reported.
 //! * [`wall_clock`] a clock for a server that a test can set.
 //! * [`log`] what no server log may hold (invariant I17).
 //! * [`app`] an application as a user would write it: a role, its job table, its handlers, its jobs; and [`handlers`], how
 //!   tests and handlers meet.
+//! * [`workers`] the extension's processes in its database, and [`witness`], in whose name code of a role is run.
+//! * [`tenant`] further roles in that application's database, with job tables of their own or with nothing.
 //! * [`pair`] two servers that exchange jobs by logical replication.
 //! * [`rest`] what an idle server looks like (invariant I13).
 //! * [`regress`] PGXS's `pg_regress` against such a server.
@@ -32,8 +34,11 @@ mod process;
 pub mod regress;
 pub mod rest;
 mod session;
+pub mod tenant;
 pub mod wait;
 pub mod wall_clock;
+pub mod witness;
+pub mod workers;
 
 pub use app::App;
 pub use builder::Builder;

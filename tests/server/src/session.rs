@@ -66,6 +66,16 @@ impl Cluster {
         command
     }
 
+    /// Has `pg_amcheck` look at every table and index of the database; panics with what it finds.
+    pub fn amcheck(&self, database: &str) {
+        crate::run(self.client("pg_amcheck", "postgres").args([
+            "--install-missing",
+            "--heapallindexed",
+            "-d",
+            database,
+        ]));
+    }
+
     /// A client program of PostgreSQL as that role, for the caller to add arguments to and to run.
     #[must_use]
     pub fn client(&self, program: &str, role: &str) -> Command {

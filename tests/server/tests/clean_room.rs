@@ -158,14 +158,8 @@ fn a_handler_cannot_end_the_transaction() {
 
 /// Everything that a role can hang on its table, its types and its search_path, each telling in whose session it ran.
 const PLANTED: &str = "
-    CREATE TABLE witness (place text, session_role text, current_role_ text, superuser text, type text);
-    CREATE FUNCTION public.witness(place text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO public.witness SELECT place, session_user, current_user, pg_catalog.current_setting('is_superuser'),
-            (SELECT a.backend_type FROM pg_catalog.pg_stat_activity a
-             WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid());
-    END $$;
     CREATE FUNCTION on_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        PERFORM public.witness(TG_NAME || ' ' || TG_OP); RETURN coalesce(NEW, OLD);
+        PERFORM public.seen(TG_NAME || ' ' || TG_OP); RETURN coalesce(NEW, OLD);
     END $$;
     CREATE TRIGGER before_row BEFORE INSERT OR UPDATE ON background_jobs FOR EACH ROW EXECUTE FUNCTION on_row();
     CREATE TRIGGER after_row AFTER INSERT OR UPDATE ON background_jobs FOR EACH ROW EXECUTE FUNCTION on_row();
@@ -173,46 +167,47 @@ const PLANTED: &str = "
     CREATE CONSTRAINT TRIGGER deferred_row AFTER INSERT OR UPDATE ON background_jobs
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION on_row();
     CREATE FUNCTION in_index(p real) RETURNS real IMMUTABLE LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM public.witness('index'); RETURN p; END $$;
+        $$ BEGIN PERFORM public.seen('index'); RETURN p; END $$;
     CREATE INDEX planted ON background_jobs (in_index(progress));
     CREATE FUNCTION in_check(r jsonb) RETURNS boolean LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM public.witness('check'); RETURN true; END $$;
+        $$ BEGIN PERFORM public.seen('check'); RETURN true; END $$;
     ALTER TABLE background_jobs ADD CHECK (in_check(result));
     CREATE FUNCTION in_policy() RETURNS boolean LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM public.witness('policy'); RETURN true; END $$;
+        $$ BEGIN PERFORM public.seen('policy'); RETURN true; END $$;
     ALTER TABLE background_jobs ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
     CREATE POLICY planted ON background_jobs USING (in_policy()) WITH CHECK (in_policy());
     CREATE FUNCTION in_domain(p jsonb) RETURNS boolean LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM public.witness('domain'); RETURN true; END $$;
+        $$ BEGIN PERFORM public.seen('domain'); RETURN true; END $$;
     CREATE DOMAIN checked AS jsonb CHECK (in_domain(VALUE));
     CREATE FUNCTION on_table() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        PERFORM public.witness('deferred in handler'); RETURN NULL;
+        PERFORM public.seen('deferred in handler'); RETURN NULL;
     END $$;
     CREATE TABLE touched (n int DEFAULT 1, c checked);
     CREATE CONSTRAINT TRIGGER deferred_touched AFTER INSERT ON touched
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION on_table();
     CREATE FUNCTION public.planted_uuid(a uuid, b uuid) RETURNS boolean LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM public.witness('operator uuid'); RETURN a OPERATOR(pg_catalog.=) b; END $$;
+        $$ BEGIN PERFORM public.seen('operator uuid'); RETURN a OPERATOR(pg_catalog.=) b; END $$;
     CREATE OPERATOR public.= (LEFTARG = uuid, RIGHTARG = uuid, FUNCTION = public.planted_uuid);
     CREATE FUNCTION public.planted_real(a real, b double precision) RETURNS boolean LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM public.witness('operator real'); RETURN a OPERATOR(pg_catalog.<) b; END $$;
+        $$ BEGIN PERFORM public.seen('operator real'); RETURN a OPERATOR(pg_catalog.<) b; END $$;
     CREATE OPERATOR public.< (LEFTARG = real, RIGHTARG = double precision, FUNCTION = public.planted_real);
     CREATE FUNCTION public.planted_oid(a oid, b oid) RETURNS boolean LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM public.witness('operator oid'); RETURN a OPERATOR(pg_catalog.=) b; END $$;
+        $$ BEGIN PERFORM public.seen('operator oid'); RETURN a OPERATOR(pg_catalog.=) b; END $$;
     CREATE OPERATOR public.= (LEFTARG = oid, RIGHTARG = oid, FUNCTION = public.planted_oid);
     CREATE FUNCTION public.planted_text(a text, b text) RETURNS boolean LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM public.witness('operator text'); RETURN a OPERATOR(pg_catalog.=) b; END $$;
+        $$ BEGIN PERFORM public.seen('operator text'); RETURN a OPERATOR(pg_catalog.=) b; END $$;
     CREATE OPERATOR public.= (LEFTARG = text, RIGHTARG = text, FUNCTION = public.planted_text);
     CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM public.witness('function'); RETURN pg_catalog.clock_timestamp(); END $$;
+        $$ BEGIN PERFORM public.seen('function'); RETURN pg_catalog.clock_timestamp(); END $$;
 ";
 
 fn plant(app: &mut App) {
+    app.create_witness();
     app.sql(PLANTED);
     app.handler_with(
         "touches",
         "INSERT INTO public.touched (c) VALUES (payload);
-         EXECUTE 'DECLARE held CURSOR WITH HOLD FOR SELECT public.witness(''held cursor'')';
+         EXECUTE 'DECLARE held CURSOR WITH HOLD FOR SELECT public.seen(''held cursor'')';
          PERFORM background_jobs.set_progress(0.5); PERFORM public.await_gate('go');
          RETURN payload;",
         "",
@@ -231,12 +226,7 @@ fn whatever_a_role_plants_runs_as_that_role() {
     // From here on the role's own operators come first, in its sessions and in its executors'.
     let path = format!("ALTER ROLE {} SET search_path = public, pg_catalog", ident(&app.role));
     app.admin().batch_execute(&path).unwrap();
-    app.admin()
-        .batch_execute(
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
-             WHERE datname = current_database() AND backend_type = 'background_jobs executor'",
-        )
-        .unwrap();
+    app.end_executors();
 
     let done = app.submit("touches", json!({}));
     app.wait_true("SELECT progress::text = '0.5' FROM background_jobs");
@@ -254,21 +244,9 @@ fn whatever_a_role_plants_runs_as_that_role() {
     app.execute("DELETE FROM background_jobs WHERE id = $1", &[&cancelled]);
     app.sql("SELECT background_jobs.attach('background_jobs'); SELECT * FROM background_jobs.queue; SELECT * FROM background_jobs.workers");
 
-    let foreign: Vec<String> = app
-        .rows(
-            "SELECT DISTINCT format('%s: session %s, current %s, superuser %s, %s', place, session_role, current_role_, superuser, type)
-             FROM witness WHERE session_role <> $1 OR current_role_ <> $1 OR superuser <> 'off'",
-            &[&app.role.clone()],
-        )
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let foreign = app.foreign();
     assert!(foreign.is_empty(), "{foreign:#?}");
-    let places: Vec<String> = app
-        .rows("SELECT DISTINCT place FROM witness WHERE type LIKE 'background_jobs%' ORDER BY 1", &[])
-        .iter()
-        .map(|r| r.get(0))
-        .collect();
+    let places = app.places_in_workers();
     for place in [
         "after_row UPDATE",
         "before_row UPDATE",

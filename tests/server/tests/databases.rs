@@ -7,18 +7,6 @@ static SHARED: Group = Group::new(|| Cluster::builder().conf("background_jobs.po
 
 const WHO: &str = "RETURN jsonb_build_object('user', session_user, 'database', current_database());";
 
-fn worker_count(app: &App) -> i64 {
-    let query = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type LIKE 'background_jobs%'";
-    app.cluster.admin("postgres").query_one(query, &[&app.database]).unwrap().get(0)
-}
-
-fn wait_workers(app: &App, what: &str, test: impl Fn(i64) -> bool) {
-    app.cluster.wait_until(what, || {
-        let count = worker_count(app);
-        if test(count) { Ok(()) } else { Err(format!("{count} workers")) }
-    });
-}
-
 #[test]
 fn jobs_run_in_their_database_as_their_owner() {
     let mut apps = [SHARED.app("first"), SHARED.app("second")];
@@ -75,7 +63,7 @@ fn two_owners_in_one_database() {
 fn the_extension_comes_and_goes_without_a_restart() {
     let mut app = SHARED.app("comes");
     let mut admin = app.admin();
-    wait_workers(&app, "a dispatcher", |count| count > 0);
+    app.wait_workers("a dispatcher", |count| count > 0);
     app.sql("DROP TABLE IF EXISTS x");
 
     // Rolled back: nothing happens, and jobs run on.
@@ -94,7 +82,7 @@ fn the_extension_comes_and_goes_without_a_restart() {
     admin.batch_execute("DROP EXTENSION background_jobs CASCADE").unwrap();
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     app.wait_left(1);
-    wait_workers(&app, "the workers to leave", |count| count == 0);
+    app.wait_workers("the workers to leave", |count| count == 0);
     assert_eq!(app.noted(running), 0);
     assert!(!app.row(running).is_final());
 
@@ -114,15 +102,15 @@ fn a_rolled_back_create_extension_starts_nothing() {
     let app = SHARED.app_without_table("rolled_back");
     let mut admin = app.admin();
     admin.batch_execute("DROP EXTENSION background_jobs").unwrap();
-    wait_workers(&app, "the workers to leave", |count| count == 0);
+    app.wait_workers("the workers to leave", |count| count == 0);
     admin.batch_execute("BEGIN; CREATE EXTENSION background_jobs; ROLLBACK").unwrap();
     admin.batch_execute("BEGIN; SAVEPOINT s; CREATE EXTENSION background_jobs; ROLLBACK TO s; COMMIT").unwrap();
     // Whatever the launcher does about it, it has done once another database has its dispatcher.
     let other = SHARED.app("rolled_back_other");
-    wait_workers(&other, "a dispatcher elsewhere", |count| count > 0);
-    assert_eq!(worker_count(&app), 0);
+    other.wait_workers("a dispatcher elsewhere", |count| count > 0);
+    assert_eq!(app.workers(), 0);
     admin.batch_execute("BEGIN; CREATE EXTENSION background_jobs; COMMIT").unwrap();
-    wait_workers(&app, "a dispatcher", |count| count > 0);
+    app.wait_workers("a dispatcher", |count| count > 0);
 }
 
 /// Runs `statement` from another database while workers are connected, idle or busy; core would wait five seconds and fail.
@@ -144,7 +132,7 @@ fn deserted(name: &str, busy: bool) -> (App<'static>, Option<Uuid>) {
         app.wait_reached(1);
         id
     });
-    wait_workers(&app, "workers", |count| count > 0);
+    app.wait_workers("workers", |count| count > 0);
     leave(&mut app);
     (app, running)
 }

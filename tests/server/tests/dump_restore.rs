@@ -114,8 +114,7 @@ impl Original {
         }
         assert_eq!((app.noted(self.finished), app.noted(self.cancelled)), (1, 0));
         assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]), 0);
-        let mut amcheck = app.cluster.client("pg_amcheck", "postgres");
-        run(amcheck.args(["--install-missing", "--heapallindexed", "-d", &app.database]));
+        app.cluster.amcheck(&app.database);
     }
 }
 
@@ -337,12 +336,7 @@ fn a_queue_rebuilt_from_the_table_equals_the_queue() {
     assert_eq!(queue(), before);
     let unfinished = "SELECT count(*) FROM background_jobs WHERE NOT completed AND NOT cancelled";
     assert_eq!(app.one::<i64>(unfinished, &[]), attached);
-    run(app.cluster.client("pg_amcheck", "postgres").args([
-        "--install-missing",
-        "--heapallindexed",
-        "-d",
-        &app.database,
-    ]));
+    app.cluster.amcheck(&app.database);
 }
 
 /// What a data-only restore leaves behind: the triggers fire for ordinary sessions, and not when replication applies.

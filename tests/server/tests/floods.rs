@@ -3,9 +3,7 @@
 //! The bound that is documented is the run time of one running job plus about a second: an executor's tenure of half a second,
 //! and the start of a process. The tests allow `GRACE` for both on a busy machine.
 
-mod attack;
-
-use attack::{Tenant, owner};
+use server_tests::tenant::{Tenant, end_sessions, owner};
 use server_tests::{App, Builder, Cluster, Uuid, json};
 use std::time::{Duration, Instant};
 
@@ -57,7 +55,7 @@ fn whoever_is_flooded_gets_a_turn(run: Duration, older_floods: bool) {
     flood(flooder, run, 2000);
     let took: Vec<Duration> = (0..3).map(|_| turn(&cluster, victim)).collect();
     flooder.sql("TRUNCATE background_jobs");
-    attack::end_sessions(&cluster, &app.database);
+    end_sessions(&cluster, &app.database);
     assert_within(run + GRACE, "a job of another owner", &took);
 }
 
@@ -91,7 +89,7 @@ fn a_flood_in_one_database_delays_another_database_by_one_job() {
         let took: Vec<Duration> = (0..2).map(|_| turn(&cluster, &mut victim)).collect();
         flooder.sql("TRUNCATE background_jobs");
         for app in [&first, &second] {
-            attack::end_sessions(&cluster, &app.database);
+            end_sessions(&cluster, &app.database);
         }
         drop((flooder, victim));
         assert_within(run + GRACE, "a job in another database", &took);
@@ -122,7 +120,7 @@ fn two_hundred_thousand_jobs_of_one_owner_delay_another_by_its_tenure() {
     took.push(turn(&cluster, &mut younger));
     let lost: i64 =
         older.one("SELECT count(*) FROM background_jobs WHERE NOT completed OR result IS DISTINCT FROM payload", &[]);
-    attack::end_sessions(&cluster, &app.database);
+    end_sessions(&cluster, &app.database);
     assert_eq!(lost, 0);
     assert_within(GRACE, &format!("beside 200,000 jobs, {left} of them left at the end"), &took);
 }
@@ -158,7 +156,7 @@ fn ten_thousand_handlers_delay_others_by_seconds_at_most() {
         0 => Ok(()),
         left => Err(format!("{left} left")),
     });
-    attack::end_sessions(&cluster, &app.database);
+    end_sessions(&cluster, &app.database);
     assert_within(GRACE + GRACE, "beside 10,000 handlers", &took);
 }
 
@@ -212,7 +210,7 @@ fn no_kind_of_failure_floods_the_log_or_tells_a_payload() {
     older.sql("DROP POLICY p ON background_jobs; ALTER TABLE background_jobs DISABLE ROW LEVEL SECURITY; TRUNCATE background_jobs");
     let log = cluster.log();
     let told = log.lines().filter(|line| line.contains(canary)).count();
-    attack::end_sessions(&cluster, &app.database);
+    end_sessions(&cluster, &app.database);
     assert_within(GRACE, "beside refusals", &took);
     assert_eq!(rows, 3100, "jobs whose rows cannot be read are kept");
     assert!(failing < 20_000, "{failing} bytes of log for 3,000 failures");
@@ -258,5 +256,5 @@ fn sessions_that_wait_by_the_dozen_delay_nobody() {
         assert_within(GRACE, "beside 140 waiting sessions", &took);
         assert!(told < GRACE, "the cancel reached them after {told:?}");
     });
-    attack::end_sessions(&cluster, &app.database);
+    end_sessions(&cluster, &app.database);
 }

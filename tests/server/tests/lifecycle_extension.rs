@@ -35,7 +35,7 @@ fn a_job_that_ends_during_an_open_drop_completes_when_the_drop_is_rolled_back() 
     let mut transaction = admin.transaction().unwrap();
     transaction.batch_execute("DROP EXTENSION background_jobs CASCADE").unwrap();
     app.open_gate("go");
-    wait_for_lock(&app);
+    app.wait_executor_blocked();
     transaction.rollback().unwrap();
     assert_eq!(app.wait_final(id).result, Some(json!(1)));
     assert_eq!(app.noted(id), 1);
@@ -48,9 +48,9 @@ fn a_job_that_ends_during_a_drop_that_commits_has_no_effects_and_its_row_is_unfi
     let mut transaction = admin.transaction().unwrap();
     transaction.batch_execute("DROP EXTENSION background_jobs CASCADE").unwrap();
     app.open_gate("go");
-    wait_for_lock(&app);
+    app.wait_executor_blocked();
     transaction.commit().unwrap();
-    wait_no_workers(&app);
+    app.wait_workers("the workers to leave", |count| count == 0);
     assert_eq!(app.noted(id), 0);
     assert!(!app.row(id).is_final());
     // Back again: the table is the backlog.
@@ -59,23 +59,6 @@ fn a_job_that_ends_during_a_drop_that_commits_has_no_effects_and_its_row_is_unfi
     app.register("held", "held(jsonb)", "");
     assert_eq!(app.wait_final(id).result, Some(json!(1)));
     assert_eq!(app.noted(id), 1);
-}
-
-fn wait_for_lock(app: &App) {
-    let query = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'
-        AND backend_type = 'background_jobs executor'";
-    app.cluster.wait_until("the executor to wait", || {
-        let waiting: i64 = app.cluster.admin("postgres").query_one(query, &[&app.database]).unwrap().get(0);
-        if waiting > 0 { Ok(()) } else { Err("it does not".to_owned()) }
-    });
-}
-
-fn wait_no_workers(app: &App) {
-    let query = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type LIKE 'background_jobs%'";
-    app.cluster.wait_until("the workers to leave", || {
-        let left: i64 = app.cluster.admin("postgres").query_one(query, &[&app.database]).unwrap().get(0);
-        if left == 0 { Ok(()) } else { Err(format!("{left} left")) }
-    });
 }
 
 #[test]
@@ -227,7 +210,7 @@ fn many_creations_and_drops_leave_the_server_as_it_was() {
     }
     admin.batch_execute("DROP EXTENSION background_jobs").unwrap();
     assert!(begin.elapsed() < Duration::from_secs(40), "{:?}", begin.elapsed());
-    wait_no_workers(&app);
+    app.wait_workers("the workers to leave", |count| count == 0);
     admin.batch_execute("CREATE EXTENSION background_jobs").unwrap();
     let query =
         "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'background_jobs dispatcher'";

@@ -1,6 +1,6 @@
 //! pg_upgrade, from and to the same major version: the way is the same, and everything of ours has to survive it.
 
-use server_tests::{App, Cluster, Uuid, json, run};
+use server_tests::{App, Cluster, Uuid, json};
 
 #[test]
 fn pg_upgrade_keeps_jobs_attempts_handlers_and_schedules_and_everything_runs_once() {
@@ -58,5 +58,5 @@ fn pg_upgrade_keeps_jobs_attempts_handlers_and_schedules_and_everything_runs_onc
     assert_eq!(app.noted(finished), 1);
     let next = app.submit("noted", json!({}));
     assert!(app.wait_final(next).completed, "and new jobs run");
-    run(new.client("pg_amcheck", "postgres").args(["--install-missing", "--heapallindexed", "-d", &app.database]));
+    new.amcheck(&app.database);
 }

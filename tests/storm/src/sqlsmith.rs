@@ -91,6 +91,7 @@ pub fn run(seconds: u64, seed: u64) -> Vec<String> {
                 }
             });
         }
+        // The length of the storm; the smiths would go on for ever.
         std::thread::sleep(until.saturating_duration_since(Instant::now()));
         smiths.iter_mut().for_each(|smith| drop(smith.kill()));
     });

@@ -204,6 +204,7 @@ impl<'a> Blows<'a> {
         }
         self.note(at, format!("reload {name}"), Blow::Other, 0, None);
         if matches!(name, "background_jobs.enabled" | "background_jobs.databases") {
+            // Without it nothing runs. What is tried is a time without, not a state that it leads to.
             std::thread::sleep(Duration::from_millis(500));
             set(self.run, name, values[values.len() - 1]);
         }

@@ -16,6 +16,7 @@ pub fn storm(run: &Run, length: Duration, until_found: bool) -> Result<(), Lost>
     let begun = Instant::now();
     let mut blows = Blows::new(run);
     while begun.elapsed() < length && (!until_found || run.violations().is_empty()) {
+        // Waits for nothing: jobs are to run between two blows, some longer and some shorter.
         let pause = blows.rng.u64(100..700);
         std::thread::sleep(Duration::from_millis(pause));
         match blows.rng.u32(..100) {

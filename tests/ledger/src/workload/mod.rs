@@ -1,4 +1,7 @@
 //! The clients: they submit, cancel, delete, replace, retry and await jobs, and write down what they were told.
+//!
+//! They sleep for a while of random length between two operations, which is to wait for nothing: it spreads what they do over
+//! the time, so that it meets the engine anywhere, and leaves it room to work.
 
 mod canceller;
 mod enqueuer;
@@ -29,11 +32,11 @@ pub fn start<'scope>(scope: &'scope Scope<'scope, '_>, run: &'scope Run) {
 }
 
 /// An operation on `table` that begins now.
-fn begin(table: usize, how: &'static str, what: What) -> Operation {
+pub fn begin(table: usize, how: &'static str, what: What) -> Operation {
     Operation { table, what, outcome: Outcome::Failed, how, gid: None, begun: now(), ended: 0.0 }
 }
 
-fn end(run: &Run, mut operation: Operation, outcome: Outcome) {
+pub fn end(run: &Run, mut operation: Operation, outcome: Outcome) {
     operation.outcome = outcome;
     operation.ended = now();
     run.history.record(operation);

@@ -47,6 +47,7 @@ pub fn work(run: &Run, database: &str) {
                 }
             }
         }
+        // A snapshot costs the server something: no more of them than that.
         std::thread::sleep(Duration::from_millis(300));
     }
 }

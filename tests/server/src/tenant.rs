@@ -1,11 +1,8 @@
-//! What the attack files share: further roles in an application's database, and what a canary saw.
+//! Further roles in an application's database, for tests of what roles can do to each other.
 
-// Each test file uses its own part of it.
-#![allow(dead_code)]
-
+use crate::{App, Cluster, Uuid, Value, ident, lit, wait};
 use postgres::Client;
 use postgres::types::{FromSql, ToSql};
-use server_tests::{App, Cluster, Uuid, Value, ident, lit, wait};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -51,7 +48,7 @@ impl Tenant {
     pub fn code(&mut self, statements: &str) -> String {
         let outcome = self.client.batch_execute(statements);
         self.sql("ROLLBACK");
-        outcome.map_or_else(|error| server_tests::sqlstate(&error), |()| "none".to_owned())
+        outcome.map_or_else(|error| crate::sqlstate(&error), |()| "none".to_owned())
     }
 
     pub fn one<T: for<'r> FromSql<'r>>(&mut self, query: &str, params: Params) -> T {

@@ -1,0 +1,63 @@
+//! Whom a stranger can hold up.
+
+use crate::{SECRET, SHARED, scene};
+use server_tests::tenant::owner;
+use server_tests::{Uuid, ident, json};
+
+#[test]
+fn enqueue_with_a_key_lets_a_stranger_hold_up_nothing() {
+    let mut scene = scene("key_lock");
+    let mut transaction = scene.stranger.client.transaction().unwrap();
+    let call = format!(
+        "SELECT background_jobs.enqueue('held', job_key => '{SECRET}', job_key_mode => 'keep', job_table => 'public.background_jobs')"
+    );
+    let _ = transaction.batch_execute(&call);
+    // Whatever the answer was, the owner's cancel does not wait for the end of the stranger's transaction.
+    scene.app.sql("SET lock_timeout = '2 s'");
+    let outcome =
+        scene.app.client.execute("UPDATE background_jobs SET cancelled = true WHERE id = $1", &[&scene.queued]);
+    let outcome = outcome.map_err(|error| server_tests::sqlstate(&error));
+    transaction.rollback().unwrap();
+    scene.app.open_gate("go");
+    assert_eq!(outcome, Ok(1));
+}
+
+/// `pg_signal_backend` reaches sessions of ordinary roles, which executors are; what it ends there is run again.
+#[test]
+fn signals_stop_no_scheduler_and_lose_no_job() {
+    let mut app = SHARED.app("signals");
+    let mut other = owner(&app, "signaller");
+    app.admin().batch_execute(&format!("GRANT pg_signal_backend TO {}", ident(&other.role))).unwrap();
+    for function in ["pg_cancel_backend", "pg_terminate_backend"] {
+        for role in ["dispatcher", "launcher"] {
+            let call = format!(
+                "SELECT {function}(pid) FROM background_jobs.workers WHERE role = '{role}'
+                AND (database IS NULL OR database = current_database())"
+            );
+            assert_eq!(other.code(&call), "42501", "{function} of the {role}");
+        }
+    }
+    app.handler_with(
+        "noted",
+        "PERFORM note(); PERFORM background_jobs.set_progress(0.5); PERFORM pg_sleep(0.05); RETURN to_jsonb(true);",
+        "max_attempts => 100, retry_delay => '5 ms', max_retry_delay => '20 ms'",
+    );
+    let ids: Vec<Uuid> = (0..40).map(|_| app.submit("noted", json!({}))).collect();
+    for round in 1..=8_i64 {
+        app.wait_true(&format!("SELECT count(*) >= {round} * 4 FROM background_jobs WHERE completed"));
+        for function in ["pg_cancel_backend", "pg_terminate_backend"] {
+            // One may be gone already, or belong to no role for a moment while it starts; neither is of interest.
+            let call = format!(
+                "SELECT {function}(pid) FROM background_jobs.workers WHERE role IN ('executor', 'progress writer')
+                AND database = current_database()"
+            );
+            let code = other.code(&call);
+            assert!(code == "none" || code == "42501", "{code}");
+        }
+    }
+    for id in ids {
+        let job = app.wait_final(id);
+        assert_eq!((job.result, job.progress), (Some(json!(true)), 1.0));
+        assert_eq!(app.noted(id), 1, "exactly once (I3)");
+    }
+}

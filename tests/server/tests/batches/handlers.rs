@@ -1,0 +1,68 @@
+//! Handlers that fail, or take long, in the middle of a batch.
+
+use crate::SHARED;
+use crate::scene::{DRAIN, alone, check_others, id_of, in_one_batch, insert, shared, warm};
+use server_tests::{Uuid, json};
+
+#[test]
+fn a_job_that_fails_in_the_middle_of_a_batch_is_charged_once_and_retried() {
+    let _alone = alone();
+    let mut app = SHARED.app("middle");
+    app.handler_with(
+        "noted",
+        "PERFORM note();
+         IF payload -> 'n' = '3' AND payload ? 'fails' AND (SELECT attempt FROM background_jobs.current_job()) = 1 THEN
+            RAISE 'once';
+         END IF;
+         RETURN jsonb_build_object('n', payload -> 'n');",
+        "retry_delay => '10 ms'",
+    );
+    warm(&mut app, "noted");
+    in_one_batch(&mut app, |app| app.sql(&insert("noted", "|| '{\"fails\": true}'")));
+    app.wait_drained(DRAIN);
+    let id = id_of(&mut app, 3);
+    assert_eq!((app.row(id).result, app.noted(id)), (Some(json!({"n": 3})), 1));
+    let charged: Vec<(Uuid, String)> = app
+        .rows("SELECT job_id, outcome::text FROM background_jobs.attempts", &[])
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    assert_eq!(charged, [(id, "error".to_owned())]);
+    check_others(&mut app, &[3]);
+    assert!(shared(&mut app), "the others shared a commit with it");
+}
+
+/// It is interrupted because finished jobs wait for it, which is none of its handler's business.
+fn interrupted_for_its_batch(name: &str, heeds: &str) {
+    let _alone = alone();
+    let mut app = SHARED.app(name);
+    app.handler(
+        "noted",
+        &format!(
+            "PERFORM note();
+             IF payload -> 'n' = '3' THEN
+                BEGIN PERFORM pg_sleep(0.2); EXCEPTION WHEN query_canceled THEN {heeds}; END;
+             END IF;
+             RETURN jsonb_build_object('n', payload -> 'n');"
+        ),
+    );
+    warm(&mut app, "noted");
+    in_one_batch(&mut app, |app| app.sql(&insert("noted", "")));
+    app.wait_drained(DRAIN);
+    check_others(&mut app, &[]);
+}
+
+#[test]
+fn a_job_that_takes_long_for_once_runs_again_alone() {
+    interrupted_for_its_batch("long", "RAISE");
+}
+
+#[test]
+fn a_job_that_swallows_being_interrupted_for_its_batch_runs_again_alone() {
+    interrupted_for_its_batch("swallows", "RETURN '\"interrupted\"'");
+}
+
+#[test]
+fn a_job_that_calls_being_interrupted_for_its_batch_something_else_is_not_charged() {
+    interrupted_for_its_batch("renames", "RAISE 'took too long'");
+}

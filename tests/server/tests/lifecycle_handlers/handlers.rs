@@ -1,0 +1,88 @@
+//! Functions and registrations that change.
+
+use crate::{held, result_of, run_now, running, scheduled, wait_setback};
+use server_tests::{ident, json};
+
+#[test]
+fn a_handler_replaced_while_it_runs_ends_as_it_began_and_the_next_job_runs_the_new_one() {
+    let (mut app, id) = running("replaced", "");
+    let queued = scheduled(&mut app, "held");
+    app.handler("held", &held("'new'::text"));
+    app.open_gate("go");
+    assert_eq!(app.wait_final(id).result, Some(json!("old")));
+    run_now(&mut app, queued);
+    assert_eq!(app.wait_final(queued).result, Some(json!("new")));
+    assert_eq!((app.noted(id), app.noted(queued)), (1, 1));
+}
+
+#[test]
+fn a_name_registered_for_another_function_means_that_one_from_the_next_job_on() {
+    let (mut app, id) = running("reregistered", "");
+    let queued = scheduled(&mut app, "held");
+    app.sql("CREATE FUNCTION other(id uuid, payload jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(id)'");
+    app.register("held", "other(uuid, jsonb)", "");
+    app.open_gate("go");
+    assert_eq!(app.wait_final(id).result, Some(json!("old")));
+    run_now(&mut app, queued);
+    assert_eq!(app.wait_final(queued).result, Some(json!(queued.to_string())));
+}
+
+#[test]
+fn a_function_dropped_while_it_runs_ends_its_run_and_the_next_attempts_wait_for_its_return() {
+    let (mut app, id) =
+        running("dropped", "retry_delay => '100 ms', max_retry_delay => '100 ms', max_attempts => 1000");
+    app.sql("DROP FUNCTION held(jsonb)");
+    app.open_gate("go");
+    assert_eq!(app.wait_final(id).result, Some(json!("old")));
+    let next = app.submit("held", json!({}));
+    assert_eq!(wait_setback(&mut app, next), "42883");
+    assert_eq!(app.state(next), "retrying");
+    app.sql("CREATE FUNCTION held(payload jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(1)'");
+    assert_eq!(app.wait_final(next).result, Some(json!(1)), "it is the name that is registered");
+}
+
+#[test]
+fn a_function_that_comes_back_with_another_result_type_fails_with_an_error_that_says_so() {
+    let (mut app, id) = running("retyped", "max_attempts => 1");
+    app.sql("DROP FUNCTION held(jsonb)");
+    app.sql("CREATE FUNCTION held(payload jsonb) RETURNS text LANGUAGE sql AS $$ SELECT 'text' $$");
+    app.open_gate("go");
+    assert_eq!(app.wait_final(id).result, Some(json!("old")));
+    let job = result_of(&mut app, "held");
+    assert_eq!(job.error("sqlstate"), Some(&json!("42804")), "{job:?}");
+    assert!(job.error("hint").is_some(), "{job:?}");
+    app.sql("DROP FUNCTION held(jsonb)");
+    app.sql("CREATE FUNCTION held(payload jsonb) RETURNS SETOF jsonb LANGUAGE sql AS 'SELECT to_jsonb(n) FROM generate_series(1, 3) n'");
+    let job = result_of(&mut app, "held");
+    assert_eq!(job.error("sqlstate"), Some(&json!("42804")), "{job:?}");
+}
+
+#[test]
+fn execute_revoked_lets_a_run_end_and_fails_the_next_until_it_is_granted() {
+    let (mut app, id) =
+        running("revoked", "retry_delay => '100 ms', max_retry_delay => '100 ms', max_attempts => 1000");
+    let queued = scheduled(&mut app, "held");
+    let mut admin = app.admin();
+    admin.batch_execute(&format!("REVOKE EXECUTE ON FUNCTION held(jsonb) FROM PUBLIC, {}", ident(&app.role))).unwrap();
+    app.open_gate("go");
+    assert_eq!(app.wait_final(id).result, Some(json!("old")));
+    run_now(&mut app, queued);
+    assert_eq!(wait_setback(&mut app, queued), "42501");
+    assert_eq!(app.noted(queued), 0);
+    admin.batch_execute(&format!("GRANT EXECUTE ON FUNCTION held(jsonb) TO {}", ident(&app.role))).unwrap();
+    assert_eq!(app.wait_final(queued).result, Some(json!("old")));
+    assert_eq!(app.noted(queued), 1);
+    admin.batch_execute("DROP FUNCTION held(jsonb)").unwrap();
+}
+
+#[test]
+fn a_handler_unregistered_while_it_runs_completes_its_job_and_leaves_the_next_unhandled() {
+    let (mut app, id) = running("unregistered", "");
+    assert!(app.one::<bool>("SELECT background_jobs.unregister_handler('held')", &[]));
+    let next = app.submit("held", json!({}));
+    app.open_gate("go");
+    assert_eq!(app.wait_final(id).result, Some(json!("old")));
+    app.wait_state(next, "unhandled");
+    app.handler("held", &held("'new'::text"));
+    assert_eq!(app.wait_final(next).result, Some(json!("new")));
+}

@@ -1,0 +1,86 @@
+//! Unusual defaults of transactions.
+
+use crate::{SHARED, configuration};
+use server_tests::{App, ident, json, sqlstate};
+use std::time::Duration;
+
+#[test]
+fn read_only_by_default_runs_jobs_as_ever_for_a_database_a_role_and_the_server() {
+    for place in ["DATABASE {database}", "ROLE {role}", "SYSTEM"] {
+        let own;
+        let mut app = if place == "SYSTEM" {
+            own = configuration().conf("default_transaction_read_only", "off").start();
+            App::with_table(&own, "read_only")
+        } else {
+            SHARED.app("read_only")
+        };
+        app.handler("noted", "PERFORM note(); PERFORM background_jobs.set_progress(0.5); PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;");
+        app.handler_with("fails", "RAISE 'no';", "max_attempts => 2, retry_delay => '1 ms'");
+        let place = place.replace("{database}", &ident(&app.database)).replace("{role}", &ident(&app.role));
+        let cluster = app.cluster;
+        let admin = |statement: String| {
+            let mut admin = cluster.admin("postgres");
+            admin.batch_execute("SET default_transaction_read_only = off").unwrap();
+            admin.batch_execute(&statement).unwrap();
+            cluster.reload_conf();
+        };
+        admin(format!("ALTER {place} SET default_transaction_read_only = on"));
+        // New workers, which find the setting when they start.
+        let query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'background_jobs%' AND datname = $1";
+        app.cluster.admin("postgres").query(query, &[&app.database]).unwrap();
+        app.client = app.session();
+        assert_eq!(app.sqlstate("CREATE TABLE t ()"), "25006", "the test is about something");
+        app.sql("SET default_transaction_read_only = off");
+        let id = app.submit("noted", json!({}));
+        app.wait_reached(1);
+        app.wait_true("SELECT bool_or(progress = 0.5) FROM background_jobs");
+        app.open_gate("go");
+        assert!(app.wait_final(id).completed);
+        let id = app.submit("fails", json!({}));
+        assert_eq!(app.wait_final(id).error("attempts"), Some(&json!(2)));
+        admin(format!("ALTER {place} RESET default_transaction_read_only"));
+    }
+}
+
+#[test]
+fn serializable_by_default_completes_every_job_once() {
+    let mut app = SHARED.app("serializable");
+    for place in ["DATABASE", "ROLE"] {
+        let name = ident(if place == "ROLE" { &app.role } else { &app.database });
+        let set = format!("ALTER {place} {name} SET default_transaction_isolation = serializable");
+        app.cluster.admin("postgres").batch_execute(&set).unwrap();
+    }
+    let query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'background_jobs%' AND datname = $1";
+    app.cluster.admin("postgres").query(query, &[&app.database]).unwrap();
+    app.sql("CREATE TABLE counter (n int); INSERT INTO counter VALUES (0)");
+    app.handler("isolation", "RETURN to_jsonb(current_setting('transaction_isolation'));");
+    app.handler_with("noted", "PERFORM background_jobs.set_progress(0.5); PERFORM note(); RETURN NULL;", "");
+    // Every job of this handler is in conflict with every other; one at a time is what its owner has to say then.
+    app.handler_with("counts", "UPDATE counter SET n = n + 1; PERFORM note(); RETURN NULL;", "concurrency => 1");
+    let id = app.submit("isolation", json!({}));
+    assert_eq!(app.wait_final(id).result, Some(json!("serializable")));
+    // The client that submits is serializable, too, and tries again as such a client has to. The one that watches was here
+    // before the default and is not: at that level a mere look at rows that change may be refused.
+    let mut writer = app.session();
+    let submission =
+        "INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"noted\"}' FROM generate_series(1, 400);
+        INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"counts\"}' FROM generate_series(1, 50);
+        WITH new AS (INSERT INTO background_jobs (payload) VALUES ('{\"handler\": \"nobody\"}') RETURNING id)
+            SELECT set_config('app.cancelled', id::text, false) FROM new;
+        UPDATE background_jobs SET cancelled = true WHERE id = current_setting('app.cancelled')::uuid;";
+    app.cluster.wait_until("the submission to serialize", || match writer.batch_execute(submission) {
+        Err(error) if sqlstate(&error) == "40001" => Err(error.to_string()),
+        other => {
+            other.unwrap();
+            Ok(())
+        }
+    });
+    app.wait_drained(Duration::from_secs(60));
+    let outcome = app.rows(
+        "SELECT count(*) FILTER (WHERE completed AND result IS NULL), (SELECT count(*) FROM ledger),
+            (SELECT count(DISTINCT job) FROM ledger), (SELECT n::bigint FROM counter) FROM background_jobs",
+        &[],
+    );
+    let seen: [i64; 4] = [0, 1, 2, 3].map(|n| outcome[0].get(n));
+    assert_eq!(seen, [450, 450, 450, 50]);
+}
