@@ -81,12 +81,16 @@ pub fn postpone(assignment: &Assignment) -> Ended {
     })
 }
 
+/// Was it somebody else's transaction that was in the way?
+fn is_conflict(error: &PgError) -> bool {
+    error.is(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE)
+        || error.is(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED)
+        || error.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE)
+}
+
 /// What kind of setback an error is, in the words that go into the log of attempts.
 pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>) -> (Setback, PgError) {
-    let conflict = error.is(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE)
-        || error.is(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED)
-        || error.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE);
-    let setback = protocol::setback(interrupt, conflict);
+    let setback = protocol::setback(interrupt, is_conflict(&error));
     if setback == Setback::Timeout {
         let timeout = job.handler.definition.timeout.or_else(crate::gucs::handler_timeout).unwrap_or_default();
         let mut timed_out = timeout_error(timeout);
@@ -120,8 +124,12 @@ pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
     timer::disarm();
     recorded.unwrap_or_else(|second| {
         submit::not_finishing();
-        // The owner's own triggers or constraints do not let the row be written. It is not run again meanwhile.
-        briefly(&line, &keep, || retreat(job, &second, started_at)).unwrap_or_else(|third| {
+        let retreated = briefly(&line, &keep, || match is_conflict(&second) {
+            true => back_off(job, setback, error, started_at),
+            // The owner's own triggers or constraints do not let the row be written. It is not run again meanwhile.
+            false => retreat(job, &second, started_at),
+        });
+        retreated.unwrap_or_else(|third| {
             third.without_data().log();
             Ended::Refused
         })
@@ -234,15 +242,30 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
     })
 }
 
+/// A client was in the way for a second, and is not any more: the setback is an ordinary one, but for the row, whose progress is left
+/// as it is. After the last attempt the failure is written soon.
+fn back_off(job: &Job, setback: Setback, error: &PgError, started_at: Timestamp) -> Ended {
+    let policy = job.handler.policy(own_limit(&job.assignment));
+    let run_at = after(policy.delay_after(job.assignment.attempt, random_unit()).unwrap_or(Duration::from_secs(1)));
+    put_back(job, setback, error, started_at, run_at)
+}
+
 /// The row cannot be written: tries again after the longest delay, and says why in the log of attempts.
 fn retreat(job: &Job, error: &PgError, started_at: Timestamp) -> Ended {
     let policy = job.handler.policy(own_limit(&job.assignment));
     let run_at = after(policy.max_delay.max(Duration::from_secs(1)));
+    put_back(job, Setback::Error, error, started_at, run_at)
+}
+
+fn put_back(job: &Job, setback: Setback, error: &PgError, started_at: Timestamp, run_at: Timestamp) -> Ended {
     let put_back = bookkeeping(|| {
         spi::connect(|| {
             let document = catalog::error_document(error);
-            catalog::log_attempt(&job.assignment, Setback::Error, document, started_at, own_pid());
-            catalog::put_back(&job.assignment, Timing::Retry, run_at, document)
+            let put_back = catalog::put_back(&job.assignment, Timing::Retry, run_at, document);
+            if put_back {
+                catalog::log_attempt(&job.assignment, setback, document, started_at, own_pid());
+            }
+            put_back
         })
     });
     if put_back { Ended::Retry(run_at) } else { Ended::Withdrawn }

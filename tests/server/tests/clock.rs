@@ -3,7 +3,7 @@
 //! PostgreSQL's own `pg_sleep()` and timeouts follow the wall clock, so the handlers here do not sleep, and every delay is measured
 //! here, by a clock that nobody sets.
 
-use server_tests::{App, Builder, Cluster, Uuid, WallClock, json};
+use server_tests::{App, Builder, Cluster, Stop, Uuid, WallClock, json};
 use std::time::{Duration, Instant};
 
 const HOUR: i64 = 3600;
@@ -142,4 +142,38 @@ fn a_schedule_follows_the_wall_clock() {
     for id in [in_an_hour, soon, near, id] {
         assert_eq!(app.noted(id), 1);
     }
+}
+
+/// The clock that is never set back lives as long as the server. What was put back by it while the clock was ahead has its time in the
+/// row: after a step back a restart makes it a time of that clock. It is late then, not lost, and can be had at once.
+#[test]
+fn a_retry_from_a_time_when_the_clock_was_ahead_waits_for_that_time_after_a_step_back_and_a_restart() {
+    let clock = WallClock::new();
+    let cluster = builder(&clock).start();
+    let mut app = application(&cluster);
+    clock.set(&mut app.client, HOUR);
+    app.handler_with(
+        "later",
+        "IF (SELECT attempt FROM background_jobs.current_job()) = 1 THEN RAISE 'no'; END IF; PERFORM note(); RETURN '2';",
+        "retry_delay => '1 min'",
+    );
+    let id = app.submit("later", json!({}));
+    app.wait_state(id, "retrying");
+    clock.set(&mut app.client, 0);
+    cluster.restart(Stop::Fast);
+    app.client = app.session();
+    // Jobs that come now are not held up by it.
+    let begin = Instant::now();
+    let other = app.submit("quick", json!({}));
+    final_within(&mut app, other, begin, BOUND + GRACE, "a job after the restart");
+    let again = app.submit("again", json!({}));
+    let begin = Instant::now();
+    final_within(&mut app, again, begin, Duration::from_secs(3) + BOUND + GRACE, "a retry after the restart");
+    let late = "SELECT state::text = 'retrying' AND run_at - clock_timestamp() BETWEEN '59 min' AND '62 min'
+        FROM background_jobs.status($1)";
+    assert!(app.one::<bool>(late, &[&id]));
+    let begin = Instant::now();
+    assert!(app.one::<bool>("SELECT background_jobs.run_now($1)", &[&id]));
+    let job = final_within(&mut app, id, begin, BOUND + GRACE, "a job that was asked for");
+    assert_eq!((job.result, app.noted(id)), (Some(json!(2)), 1));
 }

@@ -5,7 +5,9 @@
 //! have shared a commit is seen from their rows, which one statement has written.
 
 mod clients;
+mod commits;
 mod handlers;
+mod places;
 mod results;
 mod scene;
 mod triggers;

@@ -54,6 +54,11 @@ pub fn shared(app: &mut App) -> bool {
 
 /// Makes a batch of the rows that `fill` inserts, and of nothing else.
 pub fn in_one_batch(app: &mut App, fill: impl FnOnce(&mut App)) {
+    in_one_batch_then(app, fill, |_| ());
+}
+
+/// The same; `then` comes when the jobs are handed out, and before the executor has seen them.
+pub fn in_one_batch_then(app: &mut App, fill: impl FnOnce(&mut App), then: impl FnOnce(&mut App)) {
     // What was counted is written when it has been idle for a while; then it waits for its latch and holds nothing.
     let find = |kind: &str| {
         format!(
@@ -76,6 +81,7 @@ pub fn in_one_batch(app: &mut App, fill: impl FnOnce(&mut App)) {
         still = if sleeps(dispatcher) { still + 1 } else { 0 };
         yes(still == 30)
     });
+    then(app);
     drop(resumed);
 }
 
