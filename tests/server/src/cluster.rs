@@ -82,13 +82,11 @@ impl Cluster {
 
     /// Kills the postmaster, as the kernel would for want of memory, waits until its children are gone, and starts again.
     pub fn crash(&self) {
-        let postmaster = self.postmaster_pid();
-        let children = process::children(postmaster, &self.data());
-        self.kill(postmaster, Signal::SIGKILL);
+        self.kill(self.postmaster_pid(), Signal::SIGKILL);
         let child = self.lock().take();
         child.map(|mut child| child.wait());
-        let left =
-            || -> Vec<u32> { children.iter().copied().filter(|pid| process::works_in(*pid, &self.data())).collect() };
+        // Looked for after its death, or one would be missed that it has made since.
+        let left = || -> Vec<u32> { process::all().filter(|pid| process::works_in(*pid, &self.data())).collect() };
         let gone = wait::attempt(Duration::from_secs(2), "the children to see it", || {
             let left = left();
             if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }

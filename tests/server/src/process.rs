@@ -3,11 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-/// Children of `parent` that work in `directory`: a process number alone may belong to somebody else by now.
-pub fn children(parent: u32, directory: &Path) -> Vec<u32> {
-    all().filter(|pid| parent_of(*pid) == Some(parent) && works_in(*pid, directory)).collect()
-}
-
 pub fn works_in(pid: u32, directory: &Path) -> bool {
     fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory)
 }
@@ -25,10 +20,4 @@ pub fn title(pid: u32, directory: &Path) -> Option<String> {
 pub fn all() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
-}
-
-fn parent_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, second, is in parentheses and may hold anything, spaces too; state and parent follow it.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }

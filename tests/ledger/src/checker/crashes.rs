@@ -24,7 +24,9 @@ pub fn check(run: &Run, evidence: &Evidence) {
             .filter(|start| start.at > before && start.at < *crash + MARGIN)
             .filter(|start| is_last_before(evidence, start, *crash))
             .collect();
-        let victims: Vec<&&Start> = ran.iter().filter(|start| certainly_ran(evidence, start, *crash)).collect();
+        // A server takes a moment to die: what begins in it may have run at the crash before.
+        let victims: Vec<&&Start> =
+            ran.iter().filter(|start| start.at > before + MARGIN && certainly_ran(evidence, start, *crash)).collect();
         let Some(victim) = victims.first() else { continue };
         let charged =
             |start: &&Start| evidence.attempts(&start.job).iter().any(|attempt| is_charge(attempt, start, *crash));
