@@ -15,8 +15,8 @@ pub struct Statements {
     pub plain: bool,
     name: String,
     options: Options,
-    /// $1 id -> finished, payload, place
-    pub load: Statement,
+    /// $1 id -> finished
+    pub look: Statement,
     /// $1 ids -> finished, payload, place, id
     pub load_many: Statement,
     /// $1 places -> as `load_many`, of the rows that are there now, whosever they are; none for partitions
@@ -95,8 +95,8 @@ impl Statements {
         };
         Self {
             plain: is_plain(table),
-            load: Statement::new(
-                format!("SELECT NOT ({UNFINISHED}), payload, ctid FROM {name} WHERE {own}{unfinished_first}"),
+            look: Statement::new(
+                format!("SELECT NOT ({UNFINISHED}) FROM {name} WHERE {own}{unfinished_first}"),
                 &[pg_sys::UUIDOID],
             ),
             load_many: load_many("id", pg_sys::UUIDARRAYOID),

@@ -68,17 +68,18 @@ thread_local! {
     static LOCK_TIMEOUT_BEFORE: Cell<Option<i32>> = const { Cell::new(None) };
 }
 
-/// Runs `f`, which waits for a lock no longer than `limit`. Below the setting, which is the user's and costs a hundred times as
+/// Runs `f`, which waits for a lock no longer than `limit`, nor than whoever calls this inside another `f` may wait. Below the setting, which is the user's and costs a hundred times as
 /// much to change. After an error `restore_lock_timeout` has to be called.
 pub fn with_lock_timeout<T>(limit: Duration, f: impl FnOnce() -> T) -> T {
     // SAFETY: a plain variable of this process, in milliseconds; the setting behind it is put back by its own means before.
     let before = unsafe { pg_sys::LockTimeout };
+    let limit = limit.as_millis() as i32;
     let outermost = LOCK_TIMEOUT_BEFORE.get().is_none();
     if outermost {
         LOCK_TIMEOUT_BEFORE.set(Some(before));
     }
     // SAFETY: as above.
-    unsafe { pg_sys::LockTimeout = limit.as_millis() as i32 };
+    unsafe { pg_sys::LockTimeout = if outermost { limit } else { limit.min(before) } };
     let value = f();
     // SAFETY: as above.
     unsafe { pg_sys::LockTimeout = before };

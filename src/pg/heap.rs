@@ -99,8 +99,9 @@ impl Table {
         }
     }
 
-    /// Deletes the row with these keys, in the order of the columns of a unique index, if `matches` says so of the newest version that is
-    /// committed or our own. Waits for whoever is changing it. For the transaction itself it is gone after `xact::next_command`. Later statements of the transaction see it after `xact::next_command`.
+    /// Deletes the row with these keys, in the order of the columns of a unique index, if `matches` says so of the newest version
+    /// that is committed or our own. Waits for whoever is changing it. For the transaction itself the row is gone after
+    /// `xact::next_command`.
     pub fn delete(&self, index: &CStr, keys: &[Key], matches: impl Fn(&Row) -> bool) -> Deleted {
         let mut scan_keys: Vec<pg_sys::ScanKeyData> = keys.iter().map(Key::scan_key).collect();
         // SAFETY: the table is open and the index one of its own; without a snapshot of the caller's the scan takes one of this

@@ -20,6 +20,9 @@ use crate::submit;
 use pgrx::PgSqlErrorCode;
 use std::time::Duration;
 
+/// When what a client was in the way of is tried again.
+const SOON: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// Effects, result and completion are in the transaction.
@@ -136,8 +139,8 @@ pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
     })
 }
 
-/// A subtransaction that waits no longer than a second for the queue's row, which a client has locked that cancels the job, or
-/// calls run_now(), and keeps its transaction open: the executor has others to look after.
+/// A subtransaction that waits no longer than a second for the job's row or the queue's, which a client has locked that keeps its
+/// transaction open: the executor has others to look after.
 fn briefly<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
     xact::subtransaction(line, keep, || guc::with_lock_timeout(Duration::from_secs(1), f))
 }
@@ -226,7 +229,7 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
     let line = format!("recording the failure of background job {}", crate::job::format_id(&job.assignment.id));
     let keep = executor.errors;
     let started_at = clock::now();
-    let failed = xact::subtransaction(&line, &keep, || {
+    let failed = briefly(&line, &keep, || {
         let memory = executor.memory;
         let result = bookkeeping(|| {
             spi::connect(|| {
@@ -238,7 +241,11 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
     });
     failed.unwrap_or_else(|error| {
         submit::not_finishing();
-        briefly(&line, &keep, || retreat(job, &error, started_at)).unwrap_or(Ended::Refused)
+        let retreated = briefly(&line, &keep, || match is_conflict(&error) {
+            true => fail_later(job),
+            false => retreat(job, &error, started_at),
+        });
+        retreated.unwrap_or(Ended::Refused)
     })
 }
 
@@ -246,14 +253,23 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
 /// as it is. After the last attempt the failure is written soon.
 fn back_off(job: &Job, setback: Setback, error: &PgError, started_at: Timestamp) -> Ended {
     let policy = job.handler.policy(own_limit(&job.assignment));
-    let run_at = after(policy.delay_after(job.assignment.attempt, random_unit()).unwrap_or(Duration::from_secs(1)));
+    let run_at = after(policy.delay_after(job.assignment.attempt, random_unit()).unwrap_or(SOON));
     put_back(job, setback, error, started_at, run_at)
+}
+
+/// The same where the attempts are used up: the last error has to stay the handler's.
+fn fail_later(job: &Job) -> Ended {
+    let run_at = after(SOON);
+    match bookkeeping(|| spi::connect(|| catalog::put_back_free(&job.assignment, run_at))) {
+        Some(_) => Ended::Retry(run_at),
+        None => Ended::Withdrawn,
+    }
 }
 
 /// The row cannot be written: tries again after the longest delay, and says why in the log of attempts.
 fn retreat(job: &Job, error: &PgError, started_at: Timestamp) -> Ended {
     let policy = job.handler.policy(own_limit(&job.assignment));
-    let run_at = after(policy.max_delay.max(Duration::from_secs(1)));
+    let run_at = after(policy.max_delay.max(SOON));
     put_back(job, Setback::Error, error, started_at, run_at)
 }
 

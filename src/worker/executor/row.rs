@@ -180,7 +180,7 @@ const ROW_PATIENCE: Duration = Duration::from_secs(10);
 pub fn is_open(executor: &mut Executor, job: &Job) -> bool {
     let Some(table) = executor.tables.open(job.assignment.table, Lock::Read) else { return false };
     spi::connect(|| {
-        let rows = table.load.execute(&[spi::uuid(&job.assignment.id)], 1);
+        let rows = table.look.execute(&[spi::uuid(&job.assignment.id)], 1);
         !rows.get::<bool>(0, 1).unwrap_or(true)
     })
 }

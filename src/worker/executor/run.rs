@@ -6,7 +6,7 @@ use super::outcome::{self, Ended};
 use super::settle::{Run, settle};
 use super::{Executor, attempt};
 use crate::pg::error::PgError;
-use crate::pg::xact;
+use crate::pg::{clock, xact};
 use crate::protocol;
 use crate::shmem::{Assignment, ClaimState};
 use std::sync::atomic::Ordering;
@@ -16,6 +16,8 @@ pub fn all(executor: &mut Executor, mut jobs: Vec<Job>) {
     let mut left = &mut jobs[..];
     while !left.is_empty() {
         let mut group = Group::default();
+        // For the first job, should it be given up before it was begun.
+        executor.slot.started_at.store(clock::now(), Ordering::Release);
         let done = match group.commit(executor, left) {
             Ok(()) => {
                 settle(executor, &group.runs);

@@ -303,39 +303,3 @@ fn a_job_that_run_now_has_moved_is_not_handed_out_from_where_it_waited_before() 
     assert_eq!(kept, [(1, json!("no")), (2, json!("no")), (3, json!("no"))]);
     assert_eq!(app.one::<i64>("SELECT last_value FROM starts", &[]), 3, "the third attempt was the last");
 }
-
-/// The executor waits for the queue's row a second, and then once more for as long. The client goes in the second one: that is no
-/// failure of the row's, after which the job would wait for an hour with the lock for its error.
-#[test]
-fn a_client_that_has_the_queues_row_while_a_job_fails_changes_neither_its_error_nor_its_delay() {
-    let mut app = SHARED.app("held");
-    app.handler_with(
-        "fails",
-        &format!(
-            "PERFORM reach(1); PERFORM await_gate('go'); IF {ATTEMPT} = 1 THEN RAISE 'no' USING ERRCODE = 'BJ001'; END IF;
-             PERFORM note(); RETURN to_jsonb({ATTEMPT});"
-        ),
-        "retry_delay => '10 ms'",
-    );
-    let id = app.submit("fails", json!({}));
-    app.wait_reached(1);
-    let mut client = app.session();
-    client.batch_execute("BEGIN").unwrap();
-    client.execute("SELECT background_jobs.run_now($1)", &[&id]).unwrap();
-    app.open_gate("go");
-    let waits_since = "SELECT max(waitstart)::text FROM pg_locks JOIN pg_stat_activity USING (pid)
-        WHERE NOT granted AND datname = current_database() AND backend_type = 'background_jobs executor'";
-    let mut first: Option<String> = None;
-    app.cluster.wait_until("the executor to wait once more", || {
-        let since: Option<String> = app.one(waits_since, &[]);
-        let again = first.is_some() && since.is_some() && since != first;
-        first = first.take().or(since);
-        server_tests::wait::yes(again)
-    });
-    client.batch_execute("ROLLBACK").unwrap();
-    assert_eq!(app.wait_final(id).result, Some(json!(2)));
-    assert_eq!(app.noted(id), 1);
-    let kept: Vec<_> =
-        attempts(&mut app, id).into_iter().map(|(n, how, error)| (n, how, error["sqlstate"].clone())).collect();
-    assert_eq!(kept, [(1, "error".to_owned(), json!("BJ001"))]);
-}

@@ -1,0 +1,109 @@
+//! Clients that have a job's row, or its place in the queue, locked while its run ends: that is no failure of the job's, and changes
+//! neither its error nor its delay.
+
+use server_tests::postgres::Client;
+use server_tests::wait::yes;
+use server_tests::{App, Cluster, Group, Uuid, Value, json};
+
+static SHARED: Group = Group::new(Cluster::builder);
+
+const ATTEMPT: &str = "(SELECT attempt FROM background_jobs.current_job())";
+
+/// The attempts kept for a job: number, outcome, SQLSTATE.
+fn attempts(app: &mut App, id: Uuid) -> Vec<(i32, String, Value)> {
+    let query =
+        "SELECT attempt, outcome, error -> 'sqlstate' FROM background_jobs.attempts WHERE job_id = $1 ORDER BY attempt";
+    app.rows(query, &[&id]).iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+}
+
+/// A client's transaction that has the job's row locked.
+fn lock_row(app: &App, id: Uuid) -> Client {
+    let mut client = app.session();
+    client.batch_execute("BEGIN").unwrap();
+    client.execute("SELECT FROM background_jobs WHERE id = $1 FOR UPDATE", &[&id]).unwrap();
+    client
+}
+
+/// Waits until the executor has waited for a lock so many times.
+fn wait_waits(app: &mut App, times: usize) {
+    let since = "SELECT max(waitstart)::text FROM pg_locks JOIN pg_stat_activity USING (pid)
+        WHERE NOT granted AND datname = current_database() AND backend_type = 'background_jobs executor'";
+    let mut seen: Vec<String> = Vec::new();
+    let cluster = app.cluster;
+    cluster.wait_until("the executor to wait once more", || {
+        seen.extend(app.one::<Option<String>>(since, &[]));
+        seen.dedup();
+        yes(seen.len() >= times)
+    });
+}
+
+#[test]
+fn a_row_that_is_locked_while_an_attempt_fails_delays_the_next_by_a_second() {
+    let mut app = SHARED.app("row");
+    app.handler_with(
+        "fails",
+        &format!(
+            "PERFORM background_jobs.set_progress(0.5); PERFORM reach({ATTEMPT}); PERFORM await_gate('go');
+             IF {ATTEMPT} = 1 THEN RAISE 'no' USING ERRCODE = 'BJ001'; END IF;
+             PERFORM note(); RETURN to_jsonb({ATTEMPT});"
+        ),
+        "retry_delay => '10 ms'",
+    );
+    let id = app.submit("fails", json!({}));
+    app.wait_reached(1);
+    // There is something to take back from the row.
+    app.wait_true("SELECT progress = 0.5 FROM background_jobs");
+    let mut client = lock_row(&app, id);
+    app.open_gate("go");
+    app.wait_reached(2);
+    client.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(app.wait_final(id).result, Some(json!(2)));
+    assert_eq!(app.noted(id), 1);
+    assert_eq!(attempts(&mut app, id), [(1, "error".to_owned(), json!("BJ001"))]);
+}
+
+#[test]
+fn a_row_that_is_locked_while_the_last_attempt_fails_gets_its_error_when_it_is_free() {
+    let mut app = SHARED.app("last");
+    app.handler_with(
+        "fails",
+        "PERFORM reach(1); PERFORM await_gate('go'); RAISE 'no' USING ERRCODE = 'BJ001';",
+        "max_attempts => 1",
+    );
+    let id = app.submit("fails", json!({}));
+    app.wait_reached(1);
+    let mut client = lock_row(&app, id);
+    app.open_gate("go");
+    // For the failure, then with the attempts used up, and then once more.
+    wait_waits(&mut app, 3);
+    client.batch_execute("ROLLBACK").unwrap();
+    let job = app.wait_final(id);
+    assert_eq!((job.error("sqlstate"), job.error("attempts")), (Some(&json!("BJ001")), Some(&json!(1))), "{job:?}");
+    assert_eq!(attempts(&mut app, id), [(1, "error".to_owned(), json!("BJ001"))]);
+}
+
+/// The executor waits for the queue's row a second, and then once more for as long. The client goes in the second one: that is no
+/// failure of the row's, after which the job would wait for an hour with the lock for its error.
+#[test]
+fn a_client_that_has_the_queues_row_while_a_job_fails_changes_neither_its_error_nor_its_delay() {
+    let mut app = SHARED.app("held");
+    app.handler_with(
+        "fails",
+        &format!(
+            "PERFORM reach(1); PERFORM await_gate('go'); IF {ATTEMPT} = 1 THEN RAISE 'no' USING ERRCODE = 'BJ001'; END IF;
+             PERFORM note(); RETURN to_jsonb({ATTEMPT});"
+        ),
+        "retry_delay => '10 ms'",
+    );
+    let id = app.submit("fails", json!({}));
+    app.wait_reached(1);
+    let mut client = app.session();
+    client.batch_execute("BEGIN").unwrap();
+    client.execute("SELECT background_jobs.run_now($1)", &[&id]).unwrap();
+    app.open_gate("go");
+    wait_waits(&mut app, 2);
+    client.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(app.wait_final(id).result, Some(json!(2)));
+    assert_eq!(app.noted(id), 1);
+    assert_eq!(attempts(&mut app, id), [(1, "error".to_owned(), json!("BJ001"))]);
+}
