@@ -25,8 +25,9 @@
 //! INSERT -> row trigger (submit) -> row in the queue, note in this process (notes) -> COMMIT -> note to shared memory, latch
 //!   -> dispatcher: takes the job from the note or reads the lane (dispatcher::lane), picks an executor (dispatcher::assign)
 //!      -> mailbox, latch
-//!   -> executor: loads the payload (executor::batch), runs the handler in a subtransaction (executor::run),
-//!      completes the row and deletes the queue's row (executor::row) -> COMMIT -> claim done, latch
+//!   -> executor: loads the payload (executor::batch), runs the handler in a subtransaction (executor::attempt),
+//!      completes the row and deletes the queue's row (executor::row), alone or with other short jobs (executor::group)
+//!      -> COMMIT -> claim done, latch (executor::settle)
 //!         '-> set_progress -> slot -> progress writer -> UPDATE progress, in a transaction of its own
 //! ```
 //!
@@ -34,6 +35,9 @@
 //! row, and an attempt that finds nothing to delete is rolled back whole. So effects happen exactly once, whatever else goes wrong.
 //! Cancelling deletes that row, too; whoever comes first wins, by the row's lock and not by a signal.
 //! The signal that follows only saves work.
+//!
+//! Where the two rows lie is told along the way (`job::Place`), which saves three walks down an index for each job. It is a hint:
+//! whoever goes there looks whether it is the right row, and else looks for the id.
 //!
 //! # Shared memory
 //!
