@@ -68,6 +68,22 @@ pub fn next_in_lane(lane: &LaneKey, after: &Position, limit: usize) -> Vec<Waiti
         .collect()
 }
 
+/// No job of the lane waits for longer than until `latest`, but for those that somebody has locked.
+pub fn bring_forward(lane: &LaneKey, latest: Timestamp) {
+    statement!(
+        "UPDATE background_jobs.queued_job SET run_at = $5
+          WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM background_jobs.queued_job
+                 WHERE job_table = $1 AND handler = $2 AND priority = $3 AND timing = $4 AND run_at > $5
+                   FOR UPDATE SKIP LOCKED))",
+        [OID, TEXT, INT2, INT2, TIME]
+    )
+    .execute(
+        &[table(lane.table), text(&lane.handler), int2(lane.priority), int2(lane.timing as i16), timestamp(latest)],
+        0,
+    );
+}
+
 /// Names in the queue that no handler is registered for, a few at a time, behind `after`.
 pub fn unhandled(after: &(u32, String), limit: i64) -> Vec<(u32, String, bool)> {
     let rows = statement!(

@@ -11,7 +11,8 @@ mod supervise;
 
 use crate::catalog::{self, Handler};
 use crate::gucs;
-use crate::job::{JobRef, LaneKey};
+use crate::handler;
+use crate::job::{JobRef, LaneKey, Timing};
 use crate::pg::error::PgError;
 use crate::pg::{bgworker, clock, database, guc, lwlock, memory, relation, signal, spi, xact};
 use crate::protocol::{self, Reading};
@@ -270,6 +271,7 @@ impl Dispatcher {
         }
         let (poll, version) = (news.poll, news.handlers_version);
         let handlers_changed = self.handlers_version != Some(version);
+        let first = self.handlers_version.is_none();
         if poll || handlers_changed {
             self.restoring = database::is_being_restored();
         }
@@ -285,6 +287,9 @@ impl Dispatcher {
         let notes = news.notes;
         if poll || handlers_changed || notes.is_none() {
             self.discover();
+        }
+        if first {
+            self.lanes.keys().for_each(|lane| self.forget_clock(lane));
         }
         for note in notes.unwrap_or_default() {
             self.note(note.lane(), note.run_at);
@@ -351,6 +356,22 @@ impl Dispatcher {
                 self.lanes.entry(key).or_insert_with_key(|key| Lane::new(key.clone()));
             }
         }
+    }
+
+    /// A delay that was written down while the clock was ahead is as long as it was meant to be only as long as the server knows of
+    /// that, which ends when it does. From then on no delay is longer than the longest there is.
+    fn forget_clock(&self, lane: &LaneKey) {
+        let longest = match lane.timing {
+            Timing::Immediate | Timing::Scheduled => return,
+            Timing::Quarantine => gucs::crash_quarantine(),
+            Timing::Retry => {
+                let own = self.handlers.get(&(lane.table, lane.handler.clone()));
+                let own = own.map_or(Duration::ZERO, |definition| handler::policy(definition, None).max_delay);
+                own.max(gucs::retry_policy().max_delay)
+            }
+        };
+        let longest = longest.as_micros().min(i64::MAX as u128 / 4) as i64;
+        catalog::bring_forward(lane, shmem::monotone_now().saturating_add(longest));
     }
 
     /// Reads whose the tables are, and says once why a table's jobs do not run.

@@ -26,6 +26,12 @@ use std::time::{Duration, Instant};
 /// How long the end of an executor may be part of the end of the server.
 const FAREWELL: Duration = Duration::from_millis(200);
 
+/// As how long a run counts that ended its executor, in microseconds: its handler is not known to be short for some fifty runs.
+const FATAL_US: u64 = 10_000_000;
+
+/// How long a suspect waits to be charged for whoever has it locked; everybody else's jobs wait with it.
+const LOCKED: Duration = Duration::from_millis(50);
+
 /// How long bystanders of a crash wait for the accused of another database to be charged.
 const DELIBERATION: Duration = Duration::from_secs(10);
 
@@ -178,6 +184,8 @@ impl Dispatcher {
             priority: assignment.priority,
             timing: Timing::Retry,
         };
+        // Those that share its commit would lose their work with every such end.
+        self.roster.pace.note(&lane, FATAL_US);
         self.note(lane, run_at);
     }
 
@@ -213,7 +221,7 @@ impl Dispatcher {
                     continue;
                 }
             }
-            let charged = xact::transaction(|| {
+            let charge = || {
                 // Whatever the setting: what is charged has to stay charged if the server crashes again.
                 guc::set_local(c"synchronous_commit", "on");
                 database::has_extension().then(|| {
@@ -226,8 +234,8 @@ impl Dispatcher {
                         there
                     })
                 })
-            });
-            match charged {
+            };
+            match xact::transaction(|| guc::with_lock_timeout(LOCKED, charge)) {
                 Ok(None) => {}
                 Ok(Some(there)) => {
                     journal::close(place, there);

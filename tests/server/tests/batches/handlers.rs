@@ -1,7 +1,7 @@
 //! Handlers that fail, or take long, in the middle of a batch.
 
 use crate::SHARED;
-use crate::scene::{DRAIN, alone, check_others, id_of, in_one_batch, insert, shared, warm};
+use crate::scene::{DRAIN, N, NOTED, alone, check_others, id_of, in_one_batch, insert, scene, shared, warm};
 use server_tests::{Uuid, json};
 
 #[test]
@@ -65,4 +65,33 @@ fn a_job_that_swallows_being_interrupted_for_its_batch_runs_again_alone() {
 #[test]
 fn a_job_that_calls_being_interrupted_for_its_batch_something_else_is_not_charged() {
     interrupted_for_its_batch("renames", "RAISE 'took too long'");
+}
+
+/// Its neighbours run again free of charge: once, and not each time that a job of that handler begins behind them.
+#[test]
+fn a_handler_that_ends_its_executor_runs_alone_from_then_on() {
+    let _alone = alone();
+    let mut app = scene("fatal");
+    app.sql("CREATE SEQUENCE runs");
+    app.handler_with(
+        "fatal",
+        "IF payload ? 'ends' AND (SELECT attempt FROM background_jobs.current_job()) = 1 THEN
+            PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(60);
+         END IF;
+         PERFORM note(); RETURN NULL;",
+        "priority => 1::smallint, retry_delay => '10 ms'",
+    );
+    warm(&mut app, "fatal");
+    app.handler("noted", &format!("PERFORM nextval('runs'); {NOTED}"));
+    in_one_batch(&mut app, |app| {
+        app.sql(&insert("noted", ""));
+        app.sql("INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"fatal\", \"ends\": true}' FROM generate_series(1, 5)");
+    });
+    app.wait_drained(DRAIN);
+    let ended = "SELECT count(*) FROM background_jobs.attempts WHERE outcome = 'terminated' AND handler = 'fatal'";
+    assert_eq!(app.one::<i64>(ended, &[]), 5);
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.attempts", &[]), 5, "nobody else was charged");
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM ledger", &[]), N + 5);
+    let runs: i64 = app.one("SELECT last_value FROM runs", &[]);
+    assert!(runs <= 2 * N, "{N} jobs were begun {runs} times");
 }
