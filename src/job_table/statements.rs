@@ -84,10 +84,10 @@ impl Statements {
         // Partitions may have finished rows of the same id.
         let partitioned = table.kind == 'p';
         let unfinished_first = if partitioned { " ORDER BY 1" } else { "" };
-        let load_many = |key: &str, keys: pg_sys::Oid| {
+        let load_many = |from: &str, key: &str, keys: pg_sys::Oid| {
             Statement::new(
                 format!(
-                    "SELECT NOT ({UNFINISHED}), payload, ctid, id FROM {name} \
+                    "SELECT NOT ({UNFINISHED}), payload, ctid, id FROM {from} \
                       WHERE {key} OPERATOR(pg_catalog.=) ANY ($1){unfinished_first}"
                 ),
                 &[keys],
@@ -99,8 +99,8 @@ impl Statements {
                 format!("SELECT NOT ({UNFINISHED}) FROM {name} WHERE {own}{unfinished_first}"),
                 &[pg_sys::UUIDOID],
             ),
-            load_many: load_many("id", pg_sys::UUIDARRAYOID),
-            load_in_place: (!partitioned).then(|| load_many("ctid", pg_sys::TIDARRAYOID)),
+            load_many: load_many(&name, "id", pg_sys::UUIDARRAYOID),
+            load_in_place: (!partitioned).then(|| load_many(&format!("ONLY {name}"), "ctid", pg_sys::TIDARRAYOID)),
             complete: finish("1"),
             complete_many: Statement::new(
                 complete_many("$5", "unnest($1, $2, $3, $4) ended(id, result, attempts, started_at)"),

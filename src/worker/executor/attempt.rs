@@ -104,10 +104,8 @@ fn call(
         run.took = begun.elapsed();
     }
     let interrupt = slot.interrupt();
-    if shares != Shares::Nothing {
-        // A job with a commit of its own stays marked until that is over, so that a deadline holds for it, too.
-        slot.end();
-    }
+    // What is left to do has a time of its own: `Group::close`, or `outcome::record`.
+    slot.end();
     end(executor);
     if !planted::is(Bug::NoScrub) {
         session::scrub();

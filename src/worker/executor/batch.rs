@@ -188,6 +188,7 @@ impl Found {
         // A plan that was made when the table was small would read all of it when it is not.
         guc::nested(|| {
             guc::set_local(c"enable_seqscan", "off");
+            guc::set_local(c"enable_tidscan", "on");
             if let Some(in_place) = &statements.load_in_place {
                 let places = jobs.iter().map(|(_, assignment)| assignment.row_place);
                 found.add(in_place.read(&[spi::places(places)], 0));

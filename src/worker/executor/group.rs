@@ -67,9 +67,7 @@ impl Group {
                 guc::set_local(c"synchronous_commit", value);
             }
             self.run(executor, jobs);
-            if self.shared {
-                self.complete(executor);
-            }
+            self.close(executor);
         });
         timer::disarm();
         committed
@@ -111,15 +109,17 @@ impl Group {
         }
     }
 
-    /// Writes what is left to write of jobs that share a commit, and bounds what comes with the commit: deferred triggers that
-    /// take too long have every job run again in a commit of its own. One that swallows the alarm has the time that the last of
-    /// the jobs has.
-    fn complete(&self, executor: &mut Executor) {
+    /// Writes what is left to write, and bounds what comes with the commit. Deferred triggers have the time that the last of the
+    /// jobs has; if several jobs share the commit and it takes too long, each of them runs again in a commit of its own.
+    fn close(&self, executor: &mut Executor) {
         executor.slot.started_ns.store(clock::monotonic_ns(), Ordering::Release);
-        if let Some(last) = self.runs.iter().rfind(|run| !matches!(run.ended, Ended::Revoked)) {
+        let ran = |run: &&Run| run.assignment.action == Action::Run && !matches!(run.ended, Ended::Revoked);
+        if let Some(last) = self.runs.iter().rfind(ran) {
             executor.slot.begin(last.number);
         }
-        timer::arm(PATIENCE);
-        row::complete_together(executor, &self.returned);
+        if self.shared {
+            timer::arm(PATIENCE);
+            row::complete_together(executor, &self.returned);
+        }
     }
 }

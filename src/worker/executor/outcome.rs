@@ -41,6 +41,8 @@ pub enum Ended {
     Refused,
     /// The row's progress was taken back to zero; the job goes on waiting.
     Restarted,
+    /// A client is in the way of whatever could be written down about it. It runs again after the next poll.
+    Unrecorded,
 }
 
 /// The run found its job withdrawn, and was rolled back. By somebody else, it stays so. By its own handler, that was rolled
@@ -70,18 +72,7 @@ pub fn postpone(assignment: &Assignment) -> Ended {
         row::fence(assignment);
         return Ended::Withdrawn;
     }
-    bookkeeping(|| {
-        spi::connect(|| {
-            let before = catalog::conflicts(assignment.job());
-            let delay = retry::Policy { max_attempts: i32::MAX, delay: gucs::poll_interval(), ..gucs::retry_policy() }
-                .delay_after(i32::from(before) + 1, 0.0);
-            let run_at = after(delay.unwrap_or_default());
-            match catalog::put_back_free(assignment, run_at) {
-                Some(_) => Ended::Retry(run_at),
-                None => Ended::Withdrawn,
-            }
-        })
-    })
+    bookkeeping(|| spi::connect(|| put_back_longer(assignment, gucs::poll_interval())))
 }
 
 /// Was it somebody else's transaction that was in the way?
@@ -128,14 +119,14 @@ pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
     recorded.unwrap_or_else(|second| {
         submit::not_finishing();
         let retreated = briefly(&line, &keep, || match is_conflict(&second) {
+            true if setback == Setback::Conflict => {
+                conflict(job, error, started_at).unwrap_or_else(|| back_off(job, setback, error, started_at))
+            }
             true => back_off(job, setback, error, started_at),
             // The owner's own triggers or constraints do not let the row be written. It is not run again meanwhile.
             false => retreat(job, &second, started_at),
         });
-        retreated.unwrap_or_else(|third| {
-            third.without_data().log();
-            Ended::Refused
-        })
+        retreated.unwrap_or_else(|third| unrecorded(&third))
     })
 }
 
@@ -245,8 +236,16 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
             true => fail_later(job),
             false => retreat(job, &error, started_at),
         });
-        retreated.unwrap_or(Ended::Refused)
+        retreated.unwrap_or_else(|second| unrecorded(&second))
     })
+}
+
+fn unrecorded(error: &PgError) -> Ended {
+    if is_conflict(error) {
+        return Ended::Unrecorded;
+    }
+    error.without_data().log();
+    Ended::Refused
 }
 
 /// A client was in the way for a second, and is not any more: the setback is an ordinary one, but for the row, whose progress is left
@@ -259,8 +258,15 @@ fn back_off(job: &Job, setback: Setback, error: &PgError, started_at: Timestamp)
 
 /// The same where the attempts are used up: the last error has to stay the handler's.
 fn fail_later(job: &Job) -> Ended {
-    let run_at = after(SOON);
-    match bookkeeping(|| spi::connect(|| catalog::put_back_free(&job.assignment, run_at))) {
+    bookkeeping(|| spi::connect(|| put_back_longer(&job.assignment, SOON)))
+}
+
+/// Puts the job back without charging the attempt, for longer every time.
+fn put_back_longer(assignment: &Assignment, delay: Duration) -> Ended {
+    let before = catalog::conflicts(assignment.job());
+    let delay = retry::Policy { max_attempts: i32::MAX, delay, ..gucs::retry_policy() };
+    let run_at = after(delay.delay_after(i32::from(before) + 1, 0.0).unwrap_or_default());
+    match catalog::put_back_free(assignment, run_at) {
         Some(_) => Ended::Retry(run_at),
         None => Ended::Withdrawn,
     }

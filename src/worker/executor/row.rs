@@ -90,6 +90,7 @@ fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
         for setting in [c"enable_seqscan", c"enable_hashjoin", c"enable_mergejoin"] {
             guc::set_local(setting, "off");
         }
+        guc::set_local(c"enable_tidscan", "on");
         submit::while_finishing(refs, || {
             spi::connect(|| {
                 let arguments = [

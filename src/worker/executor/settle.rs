@@ -60,7 +60,7 @@ pub fn settle(executor: &mut Executor, runs: &[Run]) {
                 };
                 notes.extend(Note::new(&lane, run_at, None));
             }
-            Ended::Revoked | Ended::Refused | Ended::Overran | Ended::Restarted => {}
+            Ended::Revoked | Ended::Refused | Ended::Overran | Ended::Restarted | Ended::Unrecorded => {}
         }
         count(executor, run, &handler);
         if !matches!(run.ended, Ended::Revoked) {
@@ -86,7 +86,7 @@ fn count(executor: &mut Executor, run: &Run, handler: &str) {
             Ended::Failed => counts.failed += 1,
             Ended::Retry(_) => counts.retried += 1,
             Ended::Withdrawn => counts.cancelled += 1,
-            Ended::Revoked | Ended::Refused | Ended::Overran | Ended::Restarted => return,
+            Ended::Revoked | Ended::Refused | Ended::Overran | Ended::Restarted | Ended::Unrecorded => return,
         }
         counts.total_run += took;
         counts.max_run = counts.max_run.max(took);

@@ -5,7 +5,8 @@ use server_tests::postgres::Client;
 use server_tests::wait::yes;
 use server_tests::{App, Cluster, Group, Uuid, Value, json};
 
-static SHARED: Group = Group::new(Cluster::builder);
+/// Nothing here has the next poll to thank.
+static SHARED: Group = Group::new(|| Cluster::builder().conf("background_jobs.poll_interval", "1h"));
 
 const ATTEMPT: &str = "(SELECT attempt FROM background_jobs.current_job())";
 
@@ -37,18 +38,22 @@ fn wait_waits(app: &mut App, times: usize) {
     });
 }
 
+/// Its first attempt fails with this SQLSTATE.
+fn fails_once(app: &mut App, sqlstate: &str, options: &str) {
+    let body = format!(
+        "PERFORM background_jobs.set_progress(0.5); PERFORM reach({ATTEMPT}); PERFORM await_gate('go');
+         IF nextval('runs') = 1 THEN RAISE 'no' USING ERRCODE = '{sqlstate}'; END IF;
+         PERFORM note(); RETURN to_jsonb({ATTEMPT});"
+    );
+    app.sql("CREATE SEQUENCE runs");
+    app.handler_with("fails", &body, options);
+}
+
 #[test]
 fn a_row_that_is_locked_while_an_attempt_fails_delays_the_next_by_a_second() {
     let mut app = SHARED.app("row");
-    app.handler_with(
-        "fails",
-        &format!(
-            "PERFORM background_jobs.set_progress(0.5); PERFORM reach({ATTEMPT}); PERFORM await_gate('go');
-             IF {ATTEMPT} = 1 THEN RAISE 'no' USING ERRCODE = 'BJ001'; END IF;
-             PERFORM note(); RETURN to_jsonb({ATTEMPT});"
-        ),
-        "retry_delay => '10 ms'",
-    );
+    // The timeout passes while the failure is written down.
+    fails_once(&mut app, "BJ001", "retry_delay => '10 ms', timeout => '700 ms'");
     let id = app.submit("fails", json!({}));
     app.wait_reached(1);
     // There is something to take back from the row.
@@ -87,14 +92,7 @@ fn a_row_that_is_locked_while_the_last_attempt_fails_gets_its_error_when_it_is_f
 #[test]
 fn a_client_that_has_the_queues_row_while_a_job_fails_changes_neither_its_error_nor_its_delay() {
     let mut app = SHARED.app("held");
-    app.handler_with(
-        "fails",
-        &format!(
-            "PERFORM reach(1); PERFORM await_gate('go'); IF {ATTEMPT} = 1 THEN RAISE 'no' USING ERRCODE = 'BJ001'; END IF;
-             PERFORM note(); RETURN to_jsonb({ATTEMPT});"
-        ),
-        "retry_delay => '10 ms'",
-    );
+    fails_once(&mut app, "BJ001", "retry_delay => '10 ms'");
     let id = app.submit("fails", json!({}));
     app.wait_reached(1);
     let mut client = app.session();
@@ -106,4 +104,43 @@ fn a_client_that_has_the_queues_row_while_a_job_fails_changes_neither_its_error_
     assert_eq!(app.wait_final(id).result, Some(json!(2)));
     assert_eq!(app.noted(id), 1);
     assert_eq!(attempts(&mut app, id), [(1, "error".to_owned(), json!("BJ001"))]);
+}
+
+#[test]
+fn a_conflict_stays_free_of_charge_while_a_client_has_the_queues_row() {
+    let mut app = SHARED.app("free");
+    fails_once(&mut app, "40P01", "max_attempts => 1");
+    let id = app.submit("fails", json!({}));
+    app.wait_reached(1);
+    let mut client = app.session();
+    client.batch_execute("BEGIN").unwrap();
+    client.execute("SELECT background_jobs.run_now($1)", &[&id]).unwrap();
+    app.open_gate("go");
+    wait_waits(&mut app, 2);
+    client.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(app.wait_final(id).result, Some(json!(1)));
+    assert_eq!(app.noted(id), 1);
+    assert_eq!(attempts(&mut app, id), [(1, "conflict".to_owned(), json!("40P01"))]);
+}
+
+/// An open cancel has the row and the place in the queue, for as long as it likes.
+#[test]
+fn a_client_that_keeps_a_failing_job_locked_holds_up_no_other_job_of_the_table() {
+    let mut app = SHARED.app("open");
+    fails_once(&mut app, "BJ001", "retry_delay => '10 ms'");
+    app.handler("noted", "PERFORM note(); RETURN NULL;");
+    let id = app.submit("fails", json!({}));
+    app.wait_reached(1);
+    let mut client = app.session();
+    client.batch_execute("BEGIN").unwrap();
+    client.execute("UPDATE background_jobs SET cancelled = true WHERE id = $1", &[&id]).unwrap();
+    app.open_gate("go");
+    app.wait_true("SELECT NOT EXISTS (SELECT FROM background_jobs.workers WHERE job_id IS NOT NULL)");
+    wait_waits(&mut app, 1);
+    app.wait_true("SELECT NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))");
+    let other = app.submit("noted", json!({}));
+    assert!(app.wait_final(other).completed);
+    client.batch_execute("COMMIT").unwrap();
+    assert!(app.wait_final(id).cancelled);
+    assert_eq!((app.noted(id), app.noted(other)), (0, 1));
 }
