@@ -1,5 +1,5 @@
 //! Whom the server charges for a crash when that is not plain: a suspect of an earlier crash ran in another database, or a job
-//! cannot be charged yet, because somebody has its row in the queue locked. (`restart.rs` has the plain cases.)
+//! cannot be charged yet, because somebody has its row in the queue locked. (`restart` has the plain cases.)
 //!
 //! A database is kept from its suspects by the setting that says where jobs run, and a row is kept locked across a crash by a
 //! prepared transaction: so the order of events is the test's.

@@ -4,7 +4,7 @@ use crate::{HELD, SHARED, configuration, noting};
 use server_tests::{App, Stop, json, run};
 use std::time::Duration;
 
-/// `restart.rs` has one that sleeps; these do all they can to go on.
+/// `restart` has one that sleeps; these do all they can to go on.
 #[test]
 fn a_fast_stop_with_handlers_of_600_seconds_that_swallow_every_error_takes_less_than_three() {
     let cluster = configuration().start();

@@ -1,5 +1,8 @@
 //! Stops, restarts and crashes, of the server and of single workers, with jobs queued and running.
 
+mod poison;
+mod prepared;
+
 use server_tests::{App, Builder, Cluster, Signal, Stop, Uuid, json};
 use std::time::Duration;
 
@@ -137,47 +140,6 @@ fn a_crash_under_a_suspect_that_was_cancelled_charges_who_ran_beside_it() {
         if rows.len() == 1 && rows[0].get::<_, bool>(0) { Ok(()) } else { Err(format!("{} attempts", rows.len())) }
     });
     app.execute("UPDATE background_jobs SET cancelled = true", &[]);
-}
-
-/// Attempts stay bounded across crashes: a job that takes the server down does not do so for ever.
-#[test]
-fn a_job_that_kills_the_server_ends() {
-    let cluster = configuration().allow_in_log("was terminated by signal 9").start();
-    let mut app = App::with_table(&cluster, "killer");
-    app.handler_with("killer", "PERFORM reach(1); PERFORM pg_sleep(600); RETURN NULL;", "max_attempts => 3");
-    app.handler("noted", "PERFORM note(); RETURN NULL;");
-    let killer = app.submit("killer", json!({}));
-    let reconnect = |app: &mut App| {
-        cluster.wait_until("a session", || {
-            app.client = cluster.try_connect(&app.database, &app.role).map_err(|e| e.to_string())?;
-            app.client.batch_execute("SELECT 1").map_err(|e| e.to_string())
-        });
-    };
-    let mut crashes = 0;
-    loop {
-        let again = cluster.wait_within(Duration::from_secs(60), "the job to run or to be final", || {
-            if app.row(killer).is_final() {
-                return Ok(None);
-            }
-            let running = "SELECT pid FROM background_jobs.workers WHERE job_id = $1 AND role = 'executor'";
-            let pids = app.rows(running, &[&killer]);
-            pids.first().map(|row| Some(row.get::<_, i32>(0))).ok_or_else(|| app.state(killer))
-        });
-        let Some(pid) = again else { break };
-        crashes += 1;
-        assert!(crashes <= 6, "starts are bounded by max_attempts and the crash allowance");
-        cluster.kill(pid.cast_unsigned(), Signal::SIGKILL);
-        cluster.wait_until("the server to notice", || match app.client.batch_execute("SELECT 1") {
-            Ok(()) => Err("still there".to_string()),
-            Err(_) => Ok(()),
-        });
-        reconnect(&mut app);
-    }
-    assert!(crashes >= 3, "{crashes} crashes");
-    let job = app.row(killer);
-    assert!(job.completed && job.error("message").is_some(), "{job:?}");
-    let id = app.submit("noted", json!({}));
-    assert!(app.wait_final(id).completed, "others run again");
 }
 
 #[test]
