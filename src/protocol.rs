@@ -120,9 +120,10 @@ impl Queued {
         self.is(identity).then_some(Self { conflicts, timing: Timing::Retry, ..self })
     }
 
-    /// run_now()
+    /// run_now(). A suspect is in no hurry to run beside others.
     pub fn make_due(self) -> Self {
-        Self { timing: Timing::Immediate, ..self }
+        let timing = if self.timing == Timing::Quarantine { Timing::Quarantine } else { Timing::Immediate };
+        Self { timing, ..self }
     }
 }
 

@@ -159,11 +159,11 @@ pub fn find_by_key(of: u32, key: &str) -> Option<JobId> {
         .uuid(0, 1)
 }
 
-/// Drops a queued job's delay. Returns its lane before, if there is such a job.
+/// Drops a queued job's delay; a suspect stays one. Returns its lane from then on, if there is such a job.
 pub fn make_due(job: JobRef, now: Timestamp) -> Option<LaneKey> {
     let rows = statement!(
-        "UPDATE background_jobs.queued_job SET timing = 0, run_at = $3
-          WHERE job_table = $1 AND job_id = $2 RETURNING handler, priority",
+        "UPDATE background_jobs.queued_job SET timing = CASE timing WHEN 3 THEN timing ELSE 0 END, run_at = $3
+          WHERE job_table = $1 AND job_id = $2 RETURNING handler, priority, timing",
         [OID, UUID, TIME]
     )
     .execute(&[table(job.table), uuid(&job.id), timestamp(now)], 0);
@@ -171,6 +171,6 @@ pub fn make_due(job: JobRef, now: Timestamp) -> Option<LaneKey> {
         table: job.table,
         handler: rows.get(0, 1).unwrap_or_default(),
         priority: rows.get(0, 2).unwrap_or_default(),
-        timing: Timing::Immediate,
+        timing: Timing::from_i16(rows.get(0, 3).unwrap_or_default()),
     })
 }

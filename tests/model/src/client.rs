@@ -167,11 +167,12 @@ impl Session<'_> {
     fn run_now(&mut self, job: Job) {
         let who = self.who();
         if let Some(queued) = self.state.queued(job, who) {
-            self.state.jobs[job].queued.set(who, Some(queued.make_due()));
+            let due = queued.make_due();
+            self.state.jobs[job].queued.set(who, Some(due));
             let loud = !self.machine.has(Bug::QuietRunNow);
             let transaction = self.transaction();
             transaction.withdrawn |= loud;
-            add(&mut transaction.notes, (job, Lane::Immediate));
+            add(&mut transaction.notes, (job, Lane::of(due.timing)));
         }
     }
 
