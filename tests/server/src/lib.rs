@@ -9,7 +9,7 @@
 //! * [`cluster`] one server: build, start, stop, crash; its sessions and settings.
 //! * [`group`] one server shared by the tests of a program, checked when the process ends.
 //! * [`wait`] nothing here sleeps for a fixed time: a state is awaited with a deadline, and what was seen last is reported.
-//! * [`wall_clock`] a clock for a server that a test can set.
+//! * [`wall_clock`] a clock for a server that a test can set; [`small_disk`] a directory that is soon full.
 //! * [`log`] what no server log may hold (invariant I17).
 //! * [`app`] an application as a user would write it: a role, its job table, its handlers, its jobs; and [`handlers`], how
 //!   tests and handlers meet.
@@ -30,10 +30,12 @@ pub mod keeper;
 pub mod log;
 mod os;
 pub mod pair;
+mod preload;
 mod process;
 pub mod regress;
 pub mod rest;
 mod session;
+pub mod small_disk;
 pub mod tenant;
 pub mod wait;
 pub mod wall_clock;
@@ -50,6 +52,7 @@ pub use os::{give, run};
 pub use pair::Pair;
 pub use postgres;
 pub use serde_json::{Value, json};
+pub use small_disk::SmallDisk;
 pub use uuid::Uuid;
 pub use wait::{wait_until, wait_within};
 pub use wall_clock::WallClock;

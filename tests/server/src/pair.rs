@@ -1,5 +1,6 @@
 //! Two servers that exchange jobs by logical replication: a client, which submits, cancels and knows nothing of the
-//! extension, and a server, which runs. Every column has one writer, so that nothing has to be resolved.
+//! extension, and a server, which runs. Every column has one writer, so that nothing has to be resolved. The statements are
+//! those of the README, which `readme` compares.
 
 use crate::{App, Cluster, Job, Uuid, ident, job, lit};
 use postgres::Client;
@@ -19,6 +20,18 @@ pub const CLIENT_PUBLICATION: &str = "CREATE PUBLICATION jobs_to_server
 
 pub const SERVER_PUBLICATION: &str = "CREATE PUBLICATION jobs_to_clients
     FOR TABLE background_jobs (id, completed, progress, result) WITH (publish = 'update')";
+
+/// On the client, and before the other one. The name and the connection are quoted.
+#[must_use]
+pub fn subscription_to_client(name: &str, connection: &str) -> String {
+    format!("CREATE SUBSCRIPTION {name} CONNECTION {connection} PUBLICATION jobs_to_clients WITH (copy_data = false)")
+}
+
+/// On the server.
+#[must_use]
+pub fn subscription_to_server(name: &str, connection: &str) -> String {
+    format!("CREATE SUBSCRIPTION {name} CONNECTION {connection} PUBLICATION jobs_to_server")
+}
 
 /// Counts the updates of a table, whoever makes them, where no rollback and no statistics delay hides them.
 const COUNT_UPDATES: &str = "
@@ -67,22 +80,20 @@ impl<'a> Pair<'a> {
 
     /// Connects both sides. `options` are those of the server's subscription: `"two_phase = true"`.
     pub fn subscribe(&mut self, options: &str) {
-        let subscription = |side: &str, from: &Cluster, publication: &str, options: &str| {
-            let connection =
-                format!("host={} user=postgres dbname={}", from.socket_directory().display(), self.database);
-            let name = ident(&format!("{}_to_{side}", self.database));
-            format!("CREATE SUBSCRIPTION {name} CONNECTION {} PUBLICATION {publication} {options}", lit(&connection))
+        let from = |cluster: &Cluster| {
+            lit(&format!("host={} user=postgres dbname={}", cluster.socket_directory().display(), self.database))
         };
-        let options = if options.is_empty() { String::new() } else { format!("WITH ({options})") };
-        let to_server = subscription("server", self.client_cluster, "jobs_to_server", &options);
-        let to_client = subscription("client", self.server_cluster, "jobs_to_clients", "WITH (copy_data = false)");
+        let name = |side: &str| ident(&format!("{}_to_{side}", self.database));
+        let to_client = subscription_to_client(&name("client"), &from(self.server_cluster));
+        let to_server = subscription_to_server(&name("server"), &from(self.client_cluster));
+        let options = if options.is_empty() { String::new() } else { format!(" WITH ({options})") };
         // One pair at a time: a new slot waits for the transactions of its server, among them another pair's that waits for
         // a slot on the other server.
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         // First the way back: a result that is there before anybody subscribes to it is not sent.
         execute(&mut self.client_admin, &to_client);
-        execute(&mut self.server_admin, &to_server);
+        execute(&mut self.server_admin, &format!("{to_server}{options}"));
     }
 
     /// Waits until the server has what was there before: from then on either side can be restarted at any time.

@@ -1,5 +1,5 @@
 //! The extension itself comes, changes, goes and is missing, with jobs waiting and running. Every test's name is the
-//! expected outcome. (`databases.rs` has what CREATE and DROP EXTENSION do when they commit or roll back.)
+//! expected outcome. (`databases` has what CREATE and DROP EXTENSION do when they commit or roll back.)
 
 use server_tests::{App, Cluster, Group, Stop, Uuid, ident, json, sqlstate};
 use std::time::{Duration, Instant};

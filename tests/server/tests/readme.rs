@@ -1,6 +1,6 @@
 //! What the README tells people to paste works when pasted.
 
-use server_tests::Cluster;
+use server_tests::{Cluster, pair};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -65,6 +65,24 @@ fn quick_start() {
     let row = client.query_one(query, &[]).unwrap();
     let row: (bool, bool, String, bool) = (row.get(0), row.get(1), row.get(2), row.get(3));
     assert_eq!(row, (true, true, job.to_owned(), true));
+}
+
+/// The pairs of servers in `replication` are set up by these statements.
+#[test]
+fn offline_clients_are_set_up_as_the_tests_of_replication_do_it() {
+    let words = |sql: &str| sql.split_whitespace().collect::<Vec<_>>().join(" ");
+    let connections = [
+        "-- client".to_owned(),
+        format!("{};", pair::CLIENT_PUBLICATION),
+        "-- server".to_owned(),
+        format!("{};", pair::SERVER_PUBLICATION),
+        "-- client first, then server; names are unique per client".to_owned(),
+        format!("{};", pair::subscription_to_client("client1_down", "'...server...'")),
+        format!("{};", pair::subscription_to_server("client1_up", "'...client...'")),
+    ];
+    let blocks: Vec<String> =
+        sql_blocks("Offline clients and logical replication").iter().map(|block| words(block)).collect();
+    assert_eq!(blocks, [words(pair::SKIP_ECHOES), words(&connections.join("\n"))]);
 }
 
 /// The last cell of a row of the table: "PROGRAM: `test`, `test`; PROGRAM: `test`".

@@ -3,6 +3,7 @@
 
 mod bounded;
 mod changing;
+mod domains;
 mod endless;
 mod given;
 mod places;

@@ -3,9 +3,11 @@
 use crate::SHARED;
 use server_tests::{Uuid, ident, json};
 
-/// Tries everything that makes more of a role than it is, and notes what was let through.
+/// Tries everything that makes more of a role than it is, and notes what was let through. The sequences say what a rollback takes
+/// out of the tables.
 const ESCALATE: &str = "
     CREATE TABLE escaped (place text, statement text);
+    CREATE SEQUENCE escapes; CREATE SEQUENCE in_failing_handler; CREATE SEQUENCE as_others;
     CREATE FUNCTION public.escalate(place text) RETURNS void LANGUAGE plpgsql AS $$
     DECLARE attempt text;
     BEGIN
@@ -34,12 +36,21 @@ const ESCALATE: &str = "
             BEGIN
                 EXECUTE attempt;
                 INSERT INTO public.escaped VALUES (place, attempt);
+                PERFORM pg_catalog.nextval('public.escapes');
             EXCEPTION WHEN insufficient_privilege OR invalid_parameter_value OR cant_change_runtime_param
                 OR feature_not_supported OR active_sql_transaction OR undefined_file THEN NULL;
             END;
         END LOOP;
         EXECUTE 'RESET ROLE'; EXECUTE 'RESET SESSION AUTHORIZATION';
         PERFORM public.seen(place || ', reset');
+        IF pg_catalog.current_setting('is_superuser')::boolean OR EXISTS (
+            SELECT FROM pg_catalog.pg_tables WHERE tablename OPERATOR(pg_catalog.=) 'escaped'
+               AND (tableowner OPERATOR(pg_catalog.<>) session_user OR tableowner OPERATOR(pg_catalog.<>) current_user)) THEN
+            PERFORM pg_catalog.nextval('public.as_others');
+        END IF;
+        IF place OPERATOR(pg_catalog.=) 'failing handler' THEN
+            PERFORM pg_catalog.nextval('public.in_failing_handler');
+        END IF;
     END $$;
     CREATE FUNCTION on_escalation() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         PERFORM public.escalate(TG_NAME || ' ' || TG_OP); RETURN coalesce(NEW, OLD);
@@ -87,6 +98,10 @@ fn every_way_up_is_closed_in_every_place() {
         &[],
     );
     assert_eq!(places, 5, "each was reached in an executor");
+    assert!(app.one::<bool>("SELECT is_called FROM in_failing_handler", &[]), "what is rolled back was tried, too");
+    for sequence in ["escapes", "as_others"] {
+        assert!(!app.one::<bool>(&format!("SELECT is_called FROM {sequence}"), &[]), "{sequence}");
+    }
 }
 
 /// Settings of the role are the role's business, and break nothing of ours.

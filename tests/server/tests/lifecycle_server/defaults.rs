@@ -84,3 +84,36 @@ fn serializable_by_default_completes_every_job_once() {
     let seen: [i64; 4] = [0, 1, 2, 3].map(|n| outcome[0].get(n));
     assert_eq!(seen, [450, 450, 450, 50]);
 }
+
+/// The server's own serialization failure: what the handler's snapshot shows is changed under it.
+#[test]
+fn a_handler_at_repeatable_read_that_meets_an_update_runs_again_at_no_charge() {
+    let mut app = SHARED.app("repeatable");
+    let set = format!("ALTER ROLE {} SET default_transaction_isolation = 'repeatable read'", ident(&app.role));
+    app.admin().batch_execute(&set).unwrap();
+    app.sql("CREATE TABLE counter (n int); INSERT INTO counter VALUES (0)");
+    // A row that opens a gate is not seen at this level: a lock is one. With one attempt in all, a charge is a failure.
+    app.handler_with(
+        "counts",
+        "PERFORM note(); PERFORM reach(1); PERFORM pg_advisory_xact_lock_shared(4712);
+         UPDATE counter SET n = n + 1;
+         RETURN jsonb_build_array(current_setting('transaction_isolation'), (SELECT attempt FROM background_jobs.current_job()));",
+        "max_attempts => 1, retry_delay => '1 h'",
+    );
+    let mut other = app.session();
+    let mut gate = app.session();
+    gate.batch_execute("SELECT pg_advisory_lock(4712)").unwrap();
+    let id = app.submit("counts", json!({}));
+    app.wait_reached(1);
+    app.wait_executor_blocked();
+    other.batch_execute("UPDATE counter SET n = n + 10").unwrap();
+    gate.batch_execute("SELECT pg_advisory_unlock(4712)").unwrap();
+    assert_eq!(app.wait_final(id).result, Some(json!(["repeatable read", 1])));
+    assert_eq!((app.noted(id), app.one::<i32>("SELECT n FROM counter", &[])), (1, 11));
+    let attempts: Vec<(String, String, i32)> = app
+        .rows("SELECT outcome::text, error ->> 'sqlstate', attempt FROM background_jobs.attempts", &[])
+        .iter()
+        .map(|row| (row.get(0), row.get(1), row.get(2)))
+        .collect();
+    assert_eq!(attempts, [("conflict".to_owned(), "40001".to_owned(), 1)]);
+}

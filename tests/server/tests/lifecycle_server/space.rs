@@ -1,50 +1,15 @@
 //! A server that has no room left on a disk, or may not use it.
 
 use crate::{SHARED, configuration, noting};
-use server_tests::{App, Uuid, give, ident, json, keeper, run, sqlstate};
-use std::process::Command;
+use server_tests::{App, SmallDisk, Uuid, ident, json, sqlstate};
 use std::time::{Duration, Instant};
-
-/// A file system of a few megabytes; gone with the value.
-struct Tiny(std::path::PathBuf);
-
-impl Tiny {
-    fn mount(name: &str, megabytes: u32) -> Result<Tiny, String> {
-        let path = keeper::root().join(name);
-        std::fs::create_dir(&path).map_err(|e| e.to_string())?;
-        let mut mount = Command::new("mount");
-        let output = mount.args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"]).arg(&path).output();
-        match output.map_err(|e| e.to_string())? {
-            output if output.status.success() => {
-                give(&path);
-                Ok(Tiny(path))
-            }
-            output => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
-    }
-}
-
-impl Tiny {
-    fn grow(&self, megabytes: u32) {
-        run(Command::new("mount").args(["-o", &format!("remount,size={megabytes}m")]).arg(&self.0));
-    }
-}
-
-impl Drop for Tiny {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
 
 #[test]
 fn a_full_tablespace_fails_the_attempts_that_need_it_and_jobs_go_on_when_there_is_room() {
-    let tiny = match Tiny::mount("tiny", 6) {
-        Ok(tiny) => tiny,
-        Err(reason) => return eprintln!("SKIPPED, no small file system can be mounted here: {reason}"),
-    };
-    let cluster = configuration().start();
+    let tiny = SmallDisk::new("tiny", 6);
+    let cluster = tiny.limit(configuration()).start();
     let mut app = App::with_table(&cluster, "full");
-    let directory = tiny.0.display();
+    let directory = tiny.directory().display();
     app.cluster.admin("postgres").batch_execute(&format!("CREATE TABLESPACE tiny LOCATION '{directory}'")).unwrap();
     app.admin().batch_execute(&format!("GRANT CREATE ON TABLESPACE tiny TO {}", ident(&app.role))).unwrap();
     // The job table, too, is in there: not even a failure can be written.
@@ -82,12 +47,9 @@ fn a_full_tablespace_fails_the_attempts_that_need_it_and_jobs_go_on_when_there_i
 /// Everything of this database is in there, the queue and the attempts, too.
 #[test]
 fn a_database_on_a_full_disk_loses_no_job_and_does_not_flood_the_log() {
-    let disk = match Tiny::mount("disk", 16) {
-        Ok(disk) => disk,
-        Err(reason) => return eprintln!("SKIPPED, no small file system can be mounted here: {reason}"),
-    };
-    let cluster = configuration().start();
-    let create = format!("CREATE TABLESPACE disk LOCATION '{}'", disk.0.display());
+    let disk = SmallDisk::new("disk", 16);
+    let cluster = disk.limit(configuration()).start();
+    let create = format!("CREATE TABLESPACE disk LOCATION '{}'", disk.directory().display());
     cluster.admin("postgres").batch_execute(&create).unwrap();
     let mut app = App::new_with(&cluster, "disk", "TABLESPACE disk");
     app.sql("SELECT background_jobs.create_table(); CREATE TABLE filling (v text)");

@@ -1,7 +1,7 @@
 //! One id that is submitted again while its former self may still be running.
 
 use crate::dice::Dice;
-use crate::{eager, overlaps, scene, session};
+use crate::{WITNESSES, eager, overlaps, scene, session};
 use server_tests::{App, json};
 use std::time::Duration;
 
@@ -53,9 +53,11 @@ fn a_row_that_is_deleted_and_inserted_again_is_another_job() {
 fn a_job_that_is_submitted_again_under_its_running_self_does_not_wait_for_the_poll() {
     let cluster = eager().conf("background_jobs.poll_interval", "1min").start();
     let mut app = App::with_table(&cluster, "again");
+    app.sql(WITNESSES);
     app.handler(
         "lingers",
-        "IF (payload ->> 'n')::int = 0 THEN
+        "PERFORM begin_attempt();
+         IF (payload ->> 'n')::int = 0 THEN
             PERFORM reach(1);
             BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.2); END;
          END IF;
@@ -79,6 +81,8 @@ fn a_job_that_is_submitted_again_under_its_running_self_does_not_wait_for_the_po
             row => Err(format!("{row:?}, {}", app.state(id))),
         });
     }
+    assert_eq!(app.one::<i64>("SELECT last_value FROM starts", &[]), 4, "both jobs were met by their former selves");
+    assert!(!overlaps(&mut app), "I6");
 }
 
 /// cancel() and retry() again and again, under a handler that does not give up when it is told to: what an older attempt

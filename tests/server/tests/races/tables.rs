@@ -2,7 +2,7 @@
 
 use crate::dice::Dice;
 use crate::{check, scene, session};
-use server_tests::{Uuid, ident};
+use server_tests::{App, Uuid, ident};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ fn a_table_that_comes_and_goes_under_its_jobs_loses_none_and_runs_none_twice() {
     let (mut writer, mut admin) = (session(&app), app.admin());
     let stop = std::sync::atomic::AtomicBool::new(false);
     let role = ident(&app.role);
-    std::thread::scope(|scope| {
+    let (inserted, emptied) = std::thread::scope(|scope| {
         let stop = &stop;
         let inserted = scope.spawn(move || {
             let mut count = 0_u64;
@@ -60,17 +60,41 @@ fn a_table_that_comes_and_goes_under_its_jobs_loses_none_and_runs_none_twice() {
             }
             count
         });
-        for _ in 0..30 {
+        app.wait_true("SELECT count(*) > 0 FROM background_jobs");
+        let mut emptied = 0;
+        // Each of them once, and then as it comes.
+        for round in 0..30 {
             dice.pause(Duration::from_millis(10));
-            match dice.below(4) {
+            match if round < 5 { round } else { dice.below(5) } {
                 0 => app.sql("BEGIN; SELECT background_jobs.detach('background_jobs'); SELECT background_jobs.attach('background_jobs'); COMMIT"),
                 1 => app.sql("SELECT background_jobs.attach('background_jobs')"),
                 2 => app.sql("SELECT background_jobs.register_handler('quick', 'quick(jsonb)')"),
-                _ => admin.batch_execute(&format!("ALTER TABLE public.background_jobs OWNER TO postgres; ALTER TABLE public.background_jobs OWNER TO {role}")).unwrap(),
+                3 => admin.batch_execute(&format!("ALTER TABLE public.background_jobs OWNER TO postgres; ALTER TABLE public.background_jobs OWNER TO {role}")).unwrap(),
+                _ => emptied += empty(&mut app),
             }
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(inserted.join().unwrap() > 0);
+        (inserted.join().unwrap(), emptied)
     });
     check(&mut app);
+    assert!(emptied > 0);
+    let left: i64 = app.one("SELECT count(*) FROM background_jobs WHERE completed", &[]);
+    assert_eq!(
+        left + emptied,
+        i64::try_from(inserted).unwrap(),
+        "what was acknowledged is there, or was emptied out (I1)"
+    );
+    let effects: i64 = app.one("SELECT count(*) FROM ledger", &[]);
+    let completions: i64 = app.one("SELECT count(*) FROM edges WHERE completed", &[]);
+    assert_eq!(effects, completions, "one effect for each completion, of rows that are gone, too (I3)");
+}
+
+/// Truncates the job table; returns how many rows it had.
+fn empty(app: &mut App) -> i64 {
+    let mut transaction = app.client.transaction().unwrap();
+    transaction.batch_execute("LOCK TABLE background_jobs IN ACCESS EXCLUSIVE MODE").unwrap();
+    let rows = transaction.query_one("SELECT count(*) FROM background_jobs", &[]).unwrap().get(0);
+    transaction.batch_execute("TRUNCATE background_jobs").unwrap();
+    transaction.commit().unwrap();
+    rows
 }

@@ -1,0 +1,44 @@
+//! Libraries of a few lines that a test's server is made to preload (`LD_PRELOAD`): they are compiled when they are needed, and
+//! told what to do by a number in a file, which every process of that server sees at once, and nobody else.
+
+use crate::{Builder, keeper, run};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A number that the library maps.
+pub(crate) struct Number {
+    path: PathBuf,
+    file: File,
+}
+
+impl Number {
+    pub fn new(value: i64) -> Number {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let path = keeper::root().join(format!("number{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        let file = OpenOptions::new().create_new(true).write(true).open(&path);
+        let number = Number { file: file.unwrap_or_else(|e| panic!("{}: {e}", path.display())), path };
+        number.set(value);
+        number
+    }
+
+    pub fn set(&self, value: i64) {
+        self.file.write_all_at(&value.to_ne_bytes(), 0).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()));
+    }
+
+    /// The server preloads `library`, which finds the number's file in the environment as `variable`.
+    #[must_use]
+    pub fn preload(&self, builder: Builder, library: &str, variable: &str) -> Builder {
+        builder.env("LD_PRELOAD", library).env(variable, &self.path.to_string_lossy())
+    }
+}
+
+/// Compiles the source into a library; returns its path.
+pub(crate) fn compile(name: &str, source: &str) -> String {
+    let (code, library) = (keeper::root().join(format!("{name}.c")), keeper::root().join(format!("{name}.so")));
+    std::fs::write(&code, source).unwrap_or_else(|e| panic!("{}: {e}", code.display()));
+    run(Command::new("cc").args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"]).arg(&library).arg(&code));
+    library.to_string_lossy().into_owned()
+}
