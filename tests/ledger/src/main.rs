@@ -100,6 +100,9 @@ fn round(options: &Options, seed: u64, seconds: u64) -> Result<usize, String> {
     checker::at_rest(&run).map_err(|error| format!("{error:?}\n{}", run.cluster.log_tail()))?;
     let evidence = Evidence::gather(&run).map_err(|error| format!("{error:?}\n{}", run.cluster.log_tail()))?;
     checker::check(&run, &evidence);
+    if options.plant.is_none() {
+        checker::effort(&run, &evidence, seconds);
+    }
     report::print(&run, &evidence, &figures);
     report::violations(&run, &evidence);
     println!("{} violations; {:.0} s in all", run.violations().len(), begun.elapsed().as_secs_f64());

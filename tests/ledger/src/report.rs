@@ -74,12 +74,12 @@ pub fn print(run: &Run, evidence: &Evidence, figures: &Figures) {
 fn blows(run: &Run) {
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let mut back: Vec<Time> = Vec::new();
+    let mut kills = 0;
     for event in run.events() {
+        kills += usize::from(event.is_kill());
         *kinds.entry(event.what).or_default() += 1;
         back.extend(event.back_after);
     }
-    let killed = |what: &str| ["kill ", "segfault ", "abort "].iter().any(|verb| what.starts_with(verb));
-    let kills: usize = kinds.iter().filter(|(what, _)| killed(what)).map(|(_, count)| count).sum();
     let list: Vec<String> = kinds.iter().map(|(what, count)| format!("{what} {count}")).collect();
     println!("{kills} kills; all blows: {}", list.join(", "));
     back.sort_by(f64::total_cmp);

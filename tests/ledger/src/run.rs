@@ -21,6 +21,13 @@ pub struct Event {
     pub back_after: Option<Time>,
 }
 
+impl Event {
+    /// A process that was killed, and the server with it: no stop, however immediate.
+    pub fn is_kill(&self) -> bool {
+        ["kill ", "segfault ", "abort "].iter().any(|verb| self.what.starts_with(verb))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blow {
     /// The server went down without a shutdown: what ran is suspected.

@@ -4,12 +4,14 @@ mod attempts;
 mod calls;
 mod crashes;
 mod edges;
+mod effort;
 mod fates;
 mod rest;
 
 use crate::evidence::Evidence;
 use crate::run::Run;
 
+pub use effort::check as effort;
 pub use rest::at_rest;
 
 pub fn check(run: &Run, evidence: &Evidence) {
