@@ -2,6 +2,7 @@
 
 mod attempts;
 mod calls;
+mod charges;
 mod crashes;
 mod edges;
 mod effort;
@@ -18,6 +19,7 @@ pub fn check(run: &Run, evidence: &Evidence) {
     fates::check(run, evidence);
     attempts::check(run, evidence);
     crashes::check(run, evidence);
+    charges::check(run, evidence);
     edges::check(run, evidence);
     calls::check(run, evidence);
     rest::log(run);
