@@ -102,6 +102,11 @@ impl Run {
         self.violations.lock().unwrap_or_else(PoisonError::into_inner).entry(violation).or_insert(text);
     }
 
+    /// How many violations of these there are.
+    pub fn broken(&self, invariants: &[&str]) -> usize {
+        self.violations().keys().filter(|violation| invariants.contains(&violation.invariant)).count()
+    }
+
     pub fn violations(&self) -> BTreeMap<Violation, String> {
         self.violations.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
