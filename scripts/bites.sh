@@ -23,7 +23,7 @@ found=0 missed=0
 for bug in "$@"; do
     log=$root/target/planted/$bug.log
     SECONDS=0
-    if cargo run --quiet --package ledger -- --seconds 20 --plant "$bug" --violations "${log%.log}.violations" >"$log" 2>&1; then
+    if cargo run --quiet --package ledger -- --seconds 12 --plant "$bug" --violations "${log%.log}.violations" >"$log" 2>&1; then
         found=$((found + 1))
         say "$bug: found in $SECONDS s: $(grep '^test crash ledger' "$log")"
         grep '^violations by invariant' "$log"
