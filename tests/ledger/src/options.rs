@@ -20,7 +20,7 @@ pub struct Plant {
 }
 
 pub const USAGE: &str = "usage: ledger [--seconds N] [--seed S] [--plant NAME]
-  --seconds N   length of the storm (default 90); beyond 90 it is cut into rounds, each with a server and a seed of its own
+  --seconds N   length of the storm (default 90; on a busy machine up to twice as long); beyond 90 it is cut into rounds, each with a server and a seed of its own
   --seed S      the choices derive from it (default: from the clock; it is printed)
   --plant NAME  a bug of src/planted.rs; the run ends as soon as what it breaks is seen broken, and fails when that is not
                 seen within a minute

@@ -47,7 +47,8 @@ pub fn print(run: &Run, evidence: &Evidence, figures: &Figures) {
         *states.entry((&job.state, "")).or_default() += 1;
         *states.entry((&job.state, &job.kind)).or_default() += 1;
     }
-    println!("jobs: {} rows, {} starts of handlers", evidence.jobs.len(), evidence.starts.len());
+    let submitted = run.history.submitted();
+    println!("jobs: {submitted} submitted, {} rows, {} starts of handlers", evidence.jobs.len(), evidence.starts.len());
     for state in ["completed", "failed", "cancelled", "open", "completed and cancelled"] {
         let Some(all) = states.get(&(state, "")) else { continue };
         let kinds = states.iter().filter(|((of, kind), _)| *of == state && !kind.is_empty());

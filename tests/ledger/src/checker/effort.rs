@@ -5,19 +5,31 @@ use crate::evidence::Evidence;
 use crate::kinds::KINDS;
 use crate::run::Run;
 
-/// Rows at the end of a full round; of a shorter one, as many as its part of it.
+/// Jobs that clients submit in a full round, and were told so; in a shorter one, as many as its part of it.
 const JOBS: u64 = 10_000;
 
 /// Kills in a full round. They come by chance, and a shorter one may have few.
 const KILLS: usize = 30;
 
 pub fn check(run: &Run, evidence: &Evidence, seconds: u64) {
-    let kills = run.events().iter().filter(|event| event.is_kill()).count();
     let started = |kind: &str| evidence.starts.iter().any(|start| start.kind == kind);
     let missing: Vec<&str> = KINDS.iter().map(|kind| kind.name).filter(|kind| !started(kind)).collect();
-    for text in lacks(seconds, evidence.jobs.len() as u64, kills, &missing) {
+    for text in lacks(seconds, jobs(run), kills(run), &missing) {
         run.violated("effort", None, None, text);
     }
+}
+
+/// Has there been enough of both for a storm of that length?
+pub fn is_made(run: &Run, seconds: u64) -> bool {
+    lacks(seconds, jobs(run), kills(run), &[]).is_empty()
+}
+
+fn jobs(run: &Run) -> u64 {
+    run.history.submitted()
+}
+
+fn kills(run: &Run) -> usize {
+    run.events().iter().filter(|event| event.is_kill()).count()
 }
 
 /// What a storm of that length lacks.

@@ -5,14 +5,13 @@ mod calls;
 mod charges;
 mod crashes;
 mod edges;
-mod effort;
+pub mod effort;
 mod fates;
 mod rest;
 
 use crate::evidence::Evidence;
 use crate::run::Run;
 
-pub use effort::check as effort;
 pub use rest::at_rest;
 
 pub fn check(run: &Run, evidence: &Evidence) {
