@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The long tests, one after the other, and a summary:
 #   soak.sh                              all parts
-#   soak.sh --only memory,signals        some: ledger, memory, signals, sqlsmith
+#   soak.sh --only memory,signals        some: model, races, properties, ledger, memory, signals, sqlsmith
 #   soak.sh --seconds 600 --seed 1       the ledger alone, as long and with that seed; with --only, those parts
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . scripts/setup.sh
 
-all=(model ledger memory signals sqlsmith)
+all=(model races properties ledger memory signals sqlsmith)
 only= length= seed=()
 while [ $# -gt 0 ]; do
     [ $# -gt 1 ] || die "$1 needs a value"
@@ -35,12 +35,17 @@ if [[ " ${parts[*]} " == *" sqlsmith "* ]] && ! command -v sqlsmith >/dev/null; 
 fi
 cargo build --quiet --package ledger --package storm
 
+# Rounds of the races and cases of the properties, as a multiple of those in `make test`.
+export BACKGROUND_JOBS_TEST_TIMES=${BACKGROUND_JOBS_TEST_TIMES:-20}
+
 lines=()
 status=0
 for part in "${parts[@]}"; do
     case $part in
     model) command=(test --quiet --package model -- --ignored --nocapture --test-threads=1) ;;
-    ledger) command=(run --quiet --package ledger -- --seconds "${length:-3600}" "${seed[@]}") ;;
+    # What `make test` has of them, twenty times over.
+    races | properties) command=(test --quiet --package server_tests --test "$part" -- --nocapture --test-threads=4) ;;
+    ledger) command=(run --quiet --package ledger -- --seconds "${length:-3600}" --violations target/soak-ledger.violations "${seed[@]}") ;;
     memory) command=(run --quiet --package storm -- memory) ;;
     *) command=(run --quiet --package storm -- "$part" --seconds "${length:-600}" "${seed[@]}") ;;
     esac
@@ -49,7 +54,7 @@ for part in "${parts[@]}"; do
     SECONDS=0
     outcome=passed
     cargo "${command[@]}" 2>&1 | tee "$log" || { outcome=FAILED status=1; }
-    lines+=("$(printf '%-9s %s after %s s, %s violations; %s' "$part" "$outcome" "$SECONDS" "$(grep -c '^VIOLATION' "$log")" "$log")")
+    lines+=("$(printf '%-10s %s after %s s, %s violations; %s' "$part" "$outcome" "$SECONDS" "$(grep -c '^VIOLATION' "$log")" "$log")")
 done
 printf '\n'
 printf '%s\n' "${lines[@]}"

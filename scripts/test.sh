@@ -13,7 +13,7 @@ say "running the tests"
 status=0
 cargo test --package unit_tests --package model --package server_tests --package ledger --package storm --no-fail-fast "$@" -- --test-threads=4 2>&1 | tee "$log" || status=$?
 
-# A storm of 90 seconds, unless something else was asked for. It leaves no processor to others, so it runs alone.
+# A storm of 90 seconds (longer on a busy machine), unless something else was asked for. It leaves no processor to others, so it runs alone.
 if [ $# -eq 0 ]; then
     say "running the crash ledger"
     cargo run --quiet --package ledger -- --seconds 90 2>&1 | tee -a "$log" || status=$?

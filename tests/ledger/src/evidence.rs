@@ -34,6 +34,8 @@ pub struct Attempt {
     pub attempt: i32,
     pub outcome: String,
     pub error: String,
+    /// Not known of everyone.
+    pub begun: Option<Time>,
     pub finished: Time,
 }
 
@@ -114,11 +116,13 @@ impl Evidence {
             let edge = Edge { seq, old, new, progress: row.get(4), pid: pid(&row, 5), at: row.get(6) };
             self.edges.entry(row.get(0)).or_default().push(edge);
         }
-        let query = "SELECT job_id, attempt, outcome, error::text, extract(epoch FROM finished_at)::float8
+        let query = "SELECT job_id, attempt, outcome, error::text, extract(epoch FROM started_at)::float8,
+                extract(epoch FROM finished_at)::float8
             FROM background_jobs.attempt WHERE job_table = ($1 || '.background_jobs')::regclass ORDER BY finished_at";
         for row in admin.query(query, &[&owner])? {
-            let (attempt, outcome, error, finished) = (row.get(1), row.get(2), row.get(3), row.get(4));
-            self.attempts.entry(row.get(0)).or_default().push(Attempt { attempt, outcome, error, finished });
+            let (attempt, outcome, error) = (row.get(1), row.get(2), row.get(3));
+            let attempt = Attempt { attempt, outcome, error, begun: row.get(4), finished: row.get(5) };
+            self.attempts.entry(row.get(0)).or_default().push(attempt);
         }
         Ok(())
     }

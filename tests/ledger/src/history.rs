@@ -2,6 +2,7 @@
 
 use server_tests::{Uuid, postgres};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
@@ -122,6 +123,7 @@ impl Operation {
 pub struct History {
     operations: Mutex<Vec<Operation>>,
     recent: Mutex<VecDeque<(usize, Submission)>>,
+    submitted: AtomicU64,
 }
 
 impl History {
@@ -131,6 +133,9 @@ impl History {
             (What::Replace { new, hit: true, .. }, Outcome::Acknowledged) => vec![*new],
             _ => Vec::new(),
         };
+        if matches!(operation.what, What::Insert(_)) {
+            self.submitted.fetch_add(fresh.len() as u64, Ordering::Relaxed);
+        }
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.extend(fresh.into_iter().map(|one| (operation.table, one)));
         while recent.len() > 200 {
@@ -138,6 +143,11 @@ impl History {
         }
         drop(recent);
         self.operations.lock().unwrap_or_else(PoisonError::into_inner).push(operation);
+    }
+
+    /// Jobs that were submitted, and acknowledged.
+    pub fn submitted(&self) -> u64 {
+        self.submitted.load(Ordering::Relaxed)
     }
 
     /// Something that was submitted lately and that suits.

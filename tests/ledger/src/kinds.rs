@@ -2,7 +2,7 @@
 
 pub struct Kind {
     pub name: &'static str,
-    /// Of a thousand jobs or so.
+    /// Of fifteen hundred jobs or so.
     pub weight: u32,
     pub max_attempts: i32,
     /// Further arguments of register_handler().
@@ -25,7 +25,7 @@ const fn kind(name: &'static str, weight: u32, max_attempts: i32, error: &'stati
 pub const POISON_SECONDS: f64 = 2.0;
 
 pub const KINDS: &[Kind] = &[
-    kind("quick", 560, 5, "", "PERFORM effect(payload, attempt);"),
+    kind("quick", 1000, 5, "", "PERFORM effect(payload, attempt);"),
     // Short on average, so that its jobs share commits, but now and then not.
     kind(
         "sprint",

@@ -21,6 +21,13 @@ pub struct Event {
     pub back_after: Option<Time>,
 }
 
+impl Event {
+    /// A process that was killed, and the server with it: no stop, however immediate.
+    pub fn is_kill(&self) -> bool {
+        ["kill ", "segfault ", "abort "].iter().any(|verb| self.what.starts_with(verb))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blow {
     /// The server went down without a shutdown: what ran is suspected.
@@ -93,6 +100,11 @@ impl Run {
     pub fn violated(&self, invariant: &'static str, table: Option<usize>, job: Option<Uuid>, text: String) {
         let violation = Violation { invariant, table, job };
         self.violations.lock().unwrap_or_else(PoisonError::into_inner).entry(violation).or_insert(text);
+    }
+
+    /// How many violations of these there are.
+    pub fn broken(&self, invariants: &[&str]) -> usize {
+        self.violations().keys().filter(|violation| invariants.contains(&violation.invariant)).count()
     }
 
     pub fn violations(&self) -> BTreeMap<Violation, String> {

@@ -57,6 +57,15 @@ pub use uuid::Uuid;
 pub use wait::{wait_until, wait_within};
 pub use wall_clock::WallClock;
 
+/// So many rounds or cases, or as often as many in the long run (`make soak`), which sets BACKGROUND_JOBS_TEST_TIMES.
+#[must_use]
+pub fn times(rounds: u32) -> u32 {
+    let times = std::env::var("BACKGROUND_JOBS_TEST_TIMES").map_or(1, |times| {
+        times.parse().ok().filter(|times| *times > 0).unwrap_or_else(|| panic!("BACKGROUND_JOBS_TEST_TIMES={times}"))
+    });
+    rounds * times
+}
+
 /// A value as an SQL literal, for the statements that take no parameters.
 #[must_use]
 pub fn lit(value: &str) -> String {

@@ -4,7 +4,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
-use server_tests::{App, Cluster, Group, Uuid, Value, json};
+use server_tests::{App, Cluster, Group, Uuid, Value, json, times};
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ static SHARED: Group = Group::new(|| Cluster::builder().conf("background_jobs.po
 
 const DRAIN: Duration = Duration::from_secs(30);
 
-/// Draws `cases` values and has each examined; panics with the smallest one that fails.
+/// Draws `cases` values, in the long run more (`times`), and has each examined; panics with the smallest one that fails.
 fn examine<S: Strategy>(cases: u32, strategy: &S, mut examine: impl FnMut(S::Value) -> Result<(), String>)
 where
     S::Value: Debug,
 {
-    let config = Config { cases, max_shrink_iters: 150, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: times(cases), max_shrink_iters: 150, failure_persistence: None, ..Config::default() };
     let examine = std::cell::RefCell::new(&mut examine);
     let outcome =
         TestRunner::new(config).run(strategy, |value| (examine.borrow_mut())(value).map_err(TestCaseError::fail));

@@ -9,6 +9,7 @@ use server_tests::rest::unrest;
 use server_tests::wait::attempt;
 use server_tests::{App, Cluster, Signal};
 use starts::Start;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(150);
 /// Lines that the server may log: for a signal, the error and the end of the process; the rest for what comes from nothing.
 const LINES_PER_SIGNAL: usize = 4;
 const LINES_FREE: usize = 200;
+
+/// Signals that reach a process, for every second: with fewer nothing is proved.
+const LEAST_A_SECOND: u64 = 3;
 
 const MAX_ATTEMPTS: i32 = 4;
 
@@ -79,15 +83,18 @@ pub fn run(seconds: u64, seed: u64) -> Vec<String> {
     let stop = AtomicBool::new(false);
     let mut blows = Vec::new();
     let mut rng = Rng::with_seed(seed);
-    std::thread::scope(|scope| {
+    let stormed = std::thread::scope(|scope| {
         for app in &mut apps {
             scope.spawn(|| submit(app, &stop));
         }
         // Whatever happens here, the submitters end.
-        let _ = catch_unwind(AssertUnwindSafe(|| storm(&cluster, &mut rng, seconds, &mut blows)));
+        let stormed = catch_unwind(AssertUnwindSafe(|| storm(&cluster, &mut rng, seconds, &mut blows)));
         stop.store(true, Ordering::Relaxed);
+        stormed
     });
-    let mut wrong = Vec::new();
+    let mut wrong: Vec<String> =
+        stormed.err().map(|panic| format!("the storm broke off: {}", words(&*panic))).into_iter().collect();
+    wrong.extend(weak(blows.len(), seconds));
     let begun = Instant::now();
     for app in &mut apps {
         let drained = attempt(PATIENCE, "all jobs to be final", || {
@@ -111,6 +118,18 @@ pub fn run(seconds: u64, seed: u64) -> Vec<String> {
     drop(apps);
     wrong.extend(cluster.offences());
     wrong
+}
+
+/// What a panic said.
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word").to_owned()
+}
+
+/// Were there fewer signals than prove anything?
+fn weak(signals: usize, seconds: u64) -> Option<String> {
+    let least = LEAST_A_SECOND * seconds;
+    ((signals as u64) < least).then(|| format!("{signals} signals in {seconds} s, and at least {least} are due"))
 }
 
 fn application<'a>(cluster: &'a Cluster, name: &str) -> App<'a> {
@@ -170,8 +189,9 @@ fn storm(cluster: &Cluster, rng: &mut Rng, seconds: u64, blows: &mut Vec<Blow>) 
         }
         let (pid, _) = some[rng.usize(..some.len())];
         let at = now();
-        let what = send(cluster, &mut admin, rng, *pid, role);
-        blows.push(Blow { at, pid: *pid, what: format!("{what} {role}") });
+        if let Some(what) = send(cluster, &mut admin, rng, *pid, role) {
+            blows.push(Blow { at, pid: *pid, what: format!("{what} {role}") });
+        }
     }
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
     blows.iter().for_each(|blow| *kinds.entry(&blow.what).or_default() += 1);
@@ -179,7 +199,8 @@ fn storm(cluster: &Cluster, rng: &mut Rng, seconds: u64, blows: &mut Vec<Blow>) 
     println!("{} signals: {}", blows.len(), list.join(", "));
 }
 
-fn send(cluster: &Cluster, admin: &mut Client, rng: &mut Rng, pid: u32, role: &str) -> &'static str {
+/// Returns what reached the process; it may have ended this very moment.
+fn send(cluster: &Cluster, admin: &mut Client, rng: &mut Rng, pid: u32, role: &str) -> Option<&'static str> {
     // The launcher and the dispatcher come back a second later at the soonest: not too often, or no job runs at all.
     let gentle = matches!(role, "launcher" | "dispatcher") && rng.u32(..4) > 0;
     let call = match rng.u32(..10) {
@@ -192,15 +213,12 @@ fn send(cluster: &Cluster, admin: &mut Client, rng: &mut Rng, pid: u32, role: &s
                     break SIGNALS[number];
                 }
             };
-            if cluster.title(pid).is_some() {
-                // It may have ended this very moment.
-                let _ = catch_unwind(AssertUnwindSafe(|| cluster.kill(pid, signal)));
-            }
-            return signal.as_str();
+            let sent = || catch_unwind(AssertUnwindSafe(|| cluster.kill(pid, signal))).is_ok();
+            return (cluster.title(pid).is_some() && sent()).then(|| signal.as_str());
         }
     };
-    let _ = admin.query(&format!("SELECT {call}($1)"), &[&pid.cast_signed()]);
-    call
+    let sent = admin.query_one(&format!("SELECT {call}($1)"), &[&pid.cast_signed()]);
+    sent.is_ok_and(|row| row.get(0)).then_some(call)
 }
 
 /// Every job has the end that its handler and the signals allow, and its effect if and only if it is completed.

@@ -32,10 +32,30 @@ pub fn check(run: &Run, evidence: &Evidence) {
             |start: &&Start| evidence.attempts(&start.job).iter().any(|attempt| is_charge(attempt, start, *crash));
         if !ran.iter().any(charged) {
             let table = evidence.jobs.get(&victim.job).map(|job| job.table);
-            let text = format!("it ran when the server crashed at {crash:.3}, and nobody was charged an attempt");
+            let text = format!(
+                "it ran when the server crashed at {crash:.3}, and nobody was charged an attempt; charged within five seconds: {}",
+                charged_after(evidence, *crash)
+            );
             run.violated("I5", table, Some(victim.job), text);
         }
     }
+}
+
+/// For whoever looks into it: who was charged soon after that, whichever crash it was for.
+fn charged_after(evidence: &Evidence, crash: Time) -> String {
+    let mut some = Vec::new();
+    for (job, attempts) in &evidence.attempts {
+        let soon = |attempt: &&Attempt| attempt.finished > crash && attempt.finished < crash + 5.0;
+        for attempt in attempts.iter().filter(|attempt| attempt.outcome == "crashed").filter(soon) {
+            let begun = attempt.begun.map_or("never".to_owned(), |begun| format!("{:+.3}", begun - crash));
+            some.push(format!(
+                "{job} attempt {} begun {begun} ended {:+.3}",
+                attempt.attempt,
+                attempt.finished - crash
+            ));
+        }
+    }
+    if some.is_empty() { "nobody".to_owned() } else { some.join(", ") }
 }
 
 fn is_last_before(evidence: &Evidence, start: &Start, crash: Time) -> bool {

@@ -2,8 +2,10 @@
 
 mod attempts;
 mod calls;
+mod charges;
 mod crashes;
 mod edges;
+pub mod effort;
 mod fates;
 mod rest;
 
@@ -16,6 +18,7 @@ pub fn check(run: &Run, evidence: &Evidence) {
     fates::check(run, evidence);
     attempts::check(run, evidence);
     crashes::check(run, evidence);
+    charges::check(run, evidence);
     edges::check(run, evidence);
     calls::check(run, evidence);
     rest::log(run);

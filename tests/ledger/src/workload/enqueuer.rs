@@ -42,7 +42,7 @@ impl<'a> Enqueuer<'a> {
 
     pub fn work(&mut self) {
         while !self.run.stopped() {
-            std::thread::sleep(Duration::from_millis(self.rng.u64(20..120)));
+            std::thread::sleep(Duration::from_millis(self.rng.u64(10..80)));
             if self.session.get().is_none() || self.run.tables[self.number].is_flooded() {
                 continue;
             }
@@ -90,7 +90,7 @@ impl<'a> Enqueuer<'a> {
     }
 
     fn bulk(&mut self) {
-        let some = self.some(30);
+        let some = self.some(45);
         self.autocommit("bulk", some);
     }
 

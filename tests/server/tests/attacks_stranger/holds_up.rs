@@ -43,18 +43,27 @@ fn signals_stop_no_scheduler_and_lose_no_job() {
         "max_attempts => 100, retry_delay => '5 ms', max_retry_delay => '20 ms'",
     );
     let ids: Vec<Uuid> = (0..40).map(|_| app.submit("noted", json!({}))).collect();
+    let functions = ["pg_cancel_backend", "pg_terminate_backend"];
+    let mut reached = [0; 2];
+    let workers = "SELECT pid FROM background_jobs.workers WHERE role IN ('executor', 'progress writer')
+        AND database = current_database()";
     for round in 1..=8_i64 {
         app.wait_true(&format!("SELECT count(*) >= {round} * 4 FROM background_jobs WHERE completed"));
-        for function in ["pg_cancel_backend", "pg_terminate_backend"] {
-            // One may be gone already, or belong to no role for a moment while it starts; neither is of interest.
-            let call = format!(
-                "SELECT {function}(pid) FROM background_jobs.workers WHERE role IN ('executor', 'progress writer')
-                AND database = current_database()"
-            );
-            let code = other.code(&call);
-            assert!(code == "none" || code == "42501", "{code}");
+        for (function, reached) in functions.iter().zip(&mut reached) {
+            let pids: Vec<i32> = other.client.query(workers, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+            for pid in pids {
+                // One may be gone already, or belong to no role for a moment while it starts; neither is of interest.
+                match other.client.query_one(&format!("SELECT {function}($1)"), &[&pid]) {
+                    Ok(row) => *reached += i32::from(row.get::<_, bool>(0)),
+                    Err(error) => assert_eq!(server_tests::sqlstate(&error), "42501", "{function}"),
+                }
+            }
         }
     }
+    assert!(
+        reached.iter().all(|reached| *reached > 0),
+        "signals that reached a process, by {functions:?}: {reached:?}"
+    );
     for id in ids {
         let job = app.wait_final(id);
         assert_eq!((job.result, job.progress), (Some(json!(true)), 1.0));

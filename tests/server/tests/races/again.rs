@@ -2,7 +2,7 @@
 
 use crate::dice::Dice;
 use crate::{WITNESSES, eager, overlaps, scene, session};
-use server_tests::{App, json};
+use server_tests::{App, json, times};
 use std::time::Duration;
 
 /// One id, deleted and submitted again while its former self may still be running.
@@ -15,7 +15,7 @@ fn a_row_that_is_deleted_and_inserted_again_is_another_job() {
     );
     let mut dice = Dice::new("reinserted");
     let mut other = session(&app);
-    for round in 0..60 {
+    for round in 0..times(60) {
         let id = app.submit("tells", json!({"n": 0}));
         let generations = 1 + dice.below(6);
         for n in 1..=generations {
@@ -104,7 +104,7 @@ fn an_older_attempt_writes_no_progress_into_the_retried_job() {
          PERFORM background_jobs.set_progress(0.1); PERFORM reach(2); PERFORM await_gate('go'); RETURN '1';",
         "",
     );
-    for round in 0..6 {
+    for round in 0..times(6) {
         app.sql("TRUNCATE gates, edges");
         let id = app.submit("stubborn", json!({"first": true, "round": round}));
         app.wait_reached(1);

@@ -2,7 +2,7 @@
 
 use crate::dice::Dice;
 use crate::{CANCEL, check, scene, session};
-use server_tests::json;
+use server_tests::{json, times};
 use std::time::Duration;
 
 /// Rounds of one job each: it is submitted, and a canceller comes in at any point of its short life.
@@ -17,7 +17,7 @@ fn a_cancel_at_any_moment_of_a_short_job_wins_or_comes_too_late() {
     let mut dice = Dice::new("cancel");
     let mut canceller = session(&app);
     let (mut acknowledged, mut late) = (Vec::new(), Vec::new());
-    for _ in 0..500 {
+    for _ in 0..times(500) {
         let id = app.submit(if dice.one_in(2) { "quick" } else { "longer" }, json!({}));
         dice.pause(Duration::from_millis(6));
         let won = canceller.execute(CANCEL, &[&id]).unwrap_or_else(|e| panic!("a cancel never fails: {e:?}"));
@@ -45,7 +45,7 @@ fn a_cancel_meets_attempts_that_fail_and_are_put_back() {
     let mut dice = Dice::new("failing");
     let (mut canceller, mut owner) = (session(&app), session(&app));
     let mut acknowledged = Vec::new();
-    for round in 0..300 {
+    for round in 0..times(300) {
         let id = app.submit("fails", json!({}));
         dice.pause(Duration::from_millis(15));
         if canceller.execute(CANCEL, &[&id]).unwrap_or_else(|e| panic!("a cancel never fails: {e:?}")) == 1 {

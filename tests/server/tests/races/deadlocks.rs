@@ -2,7 +2,7 @@
 
 use crate::dice::Dice;
 use crate::{check, overlaps, scene, session};
-use server_tests::json;
+use server_tests::{json, times};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ fn sessions_that_fight_for_a_job_key_leave_one_unfinished_job_and_no_deadlock() 
             scope.spawn(move || {
                 let mut session = cluster.connect(database, role);
                 barrier.wait();
-                for _ in 0..150 {
+                for _ in 0..times(150) {
                     let mode = if dice.one_in(4) { "keep" } else { "replace" };
                     let delay = if dice.one_in(3) { "now() + interval '2 ms'" } else { "NULL" };
                     let call = format!("SELECT background_jobs.enqueue('quick', job_key => 'k', job_key_mode => '{mode}', run_at => {delay})");
@@ -43,7 +43,7 @@ fn sessions_that_fight_for_a_job_key_leave_one_unfinished_job_and_no_deadlock() 
     });
     check(&mut app);
     let errors = errors.into_inner().unwrap();
-    assert!(errors.is_empty(), "{} of 450 calls failed, the first: {}", errors.len(), errors[0]);
+    assert!(errors.is_empty(), "{} of {} calls failed, the first: {}", errors.len(), times(450), errors[0]);
 }
 
 /// Several statements on the same jobs in the order in which an application may well write them, against completion.
@@ -54,7 +54,7 @@ fn transactions_that_cancel_retry_and_update_in_any_order_meet_no_deadlock() {
     let mut dice = Dice::new("orders");
     let mut other = session(&app);
     let mut errors = Vec::new();
-    for round in 0..250 {
+    for round in 0..times(250) {
         let id = app.submit("quick", json!({}));
         dice.pause(Duration::from_millis(6));
         let mut steps = vec![
@@ -89,7 +89,7 @@ fn transactions_that_cancel_retry_and_update_in_any_order_meet_no_deadlock() {
     );
     assert_eq!(effects, 0, "one effect for each completion (I3)");
     assert!(!overlaps(&mut app), "I6");
-    assert!(errors.is_empty(), "{} of 250, the first: {}", errors.len(), errors[0]);
+    assert!(errors.is_empty(), "{} of {}, the first: {}", errors.len(), times(250), errors[0]);
 }
 
 /// A completion locks the row and then its job in the queue; run_now() must not do it the other way round.

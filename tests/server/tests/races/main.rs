@@ -1,6 +1,7 @@
 //! Two or three sessions and the engine on the same job, in hundreds of rounds with random small offsets. What is checked
 //! afterwards are the invariants of exactly-once effects (I3), of the cancel that wins (I4), of attempts that do not overlap (I6),
 //! of progress (I8) and of final states (I9). The seed is printed; `BACKGROUND_JOBS_TEST_SEED` runs one again.
+//! `make soak` has twenty times as many rounds.
 
 mod again;
 mod cancels;
@@ -27,6 +28,7 @@ static SHARED: Group = Group::new(eager);
 /// the attempt and a sequence that no rollback takes back).
 const WITNESSES: &str = "
     CREATE TABLE edges (at bigserial, id uuid, completed bool, cancelled bool, progress real, result bool, gone bool);
+    CREATE INDEX ON edges (id, at);
     CREATE FUNCTION on_edge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF TG_OP = 'DELETE' THEN
             INSERT INTO public.edges (id, completed, cancelled, progress, result, gone)

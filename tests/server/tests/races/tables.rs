@@ -2,7 +2,7 @@
 
 use crate::dice::Dice;
 use crate::{check, scene, session};
-use server_tests::{App, Uuid, ident};
+use server_tests::{App, Uuid, ident, times};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ fn a_table_that_is_rewritten_while_its_jobs_are_due_loses_no_job() {
     let mut app = scene("rewritten");
     app.handler("quick", "PERFORM begin_attempt(); RETURN '1';");
     let mut other = session(&app);
-    for n in 0..3 {
+    for n in 0..times(3) {
         let ids: Vec<Uuid> = (0..5)
             .map(|_| app.one("SELECT background_jobs.enqueue('quick', run_at => now() + interval '300 ms')", &[]))
             .collect();
@@ -63,7 +63,7 @@ fn a_table_that_comes_and_goes_under_its_jobs_loses_none_and_runs_none_twice() {
         app.wait_true("SELECT count(*) > 0 FROM background_jobs");
         let mut emptied = 0;
         // Each of them once, and then as it comes.
-        for round in 0..30 {
+        for round in 0..times(30) {
             dice.pause(Duration::from_millis(10));
             match if round < 5 { round } else { dice.below(5) } {
                 0 => app.sql("BEGIN; SELECT background_jobs.detach('background_jobs'); SELECT background_jobs.attach('background_jobs'); COMMIT"),
