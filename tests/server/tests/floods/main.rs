@@ -45,6 +45,11 @@ fn flood(owner: &mut Tenant, run: Duration, jobs: u32) {
     owner.sql(&format!(
         "INSERT INTO background_jobs (payload) SELECT '{{\"handler\": \"floods\"}}' FROM generate_series(1, {jobs})"
     ));
+    everywhere(owner);
+}
+
+/// Waits until every executor runs a job of the flood.
+fn everywhere(owner: &mut Tenant) {
     let running = "SELECT count(*) >= 2 FROM background_jobs.workers WHERE handler = 'floods'";
     server_tests::wait_until("the flood to be everywhere", || {
         if owner.one(running, &[]) { Ok(()) } else { Err("not yet".to_owned()) }

@@ -1,8 +1,10 @@
 //! Much of something: many jobs, large payloads, many handlers.
 
-use crate::{GRACE, assert_within, scene, turn, two_executors};
-use server_tests::tenant::end_sessions;
-use std::time::Duration;
+use crate::{GRACE, assert_within, everywhere, scene, turn, two_executors};
+use server_tests::Cluster;
+use server_tests::tenant::{Tenant, end_sessions};
+use server_tests::wait::yes;
+use std::time::Instant;
 
 /// Set-based, as an import would do it. Nobody waits for the INSERT, and its jobs are no wall before the others'.
 #[test]
@@ -70,4 +72,68 @@ fn ten_thousand_handlers_delay_others_by_seconds_at_most() {
     }
     end_sessions(&cluster, &app.database);
     assert_within(GRACE + GRACE, "beside 10,000 handlers", &took);
+}
+
+/// What is read, handed to the handler and written back takes its time; that is one job's, as any other's.
+#[test]
+fn large_payloads_of_one_owner_delay_another_by_one_of_them() {
+    let cluster = Cluster::builder().conf("background_jobs.max_executors", "1").start();
+    let (app, mut older, mut younger) = scene(&cluster);
+    older.handler("echo", "RETURN payload;", "");
+    let insert = |owner: &mut Tenant, jobs: u32| {
+        owner.sql(&format!(
+            "INSERT INTO background_jobs (payload)
+             SELECT jsonb_build_object('handler', 'echo', 'blob', repeat(md5(n::text), 50 * 32768)) FROM generate_series(1, {jobs}) n"
+        ));
+        Instant::now()
+    };
+    let unfinished = "SELECT count(*) FROM background_jobs WHERE NOT completed";
+    let begin = insert(&mut older, 1);
+    cluster.wait_until("one of them", || yes(older.one::<i64>(unfinished, &[]) == 0));
+    let one = begin.elapsed();
+
+    insert(&mut older, 8);
+    let mut took = Vec::new();
+    while older.one::<i64>(unfinished, &[]) > 0 {
+        took.push(turn(&cluster, &mut younger));
+    }
+    let right =
+        "SELECT count(*) FROM background_jobs WHERE result = payload AND length(result ->> 'blob') = 50 * 1048576";
+    assert_eq!(older.one::<i64>(right, &[]), 9);
+    end_sessions(&cluster, &app.database);
+    assert_within(one + GRACE, "beside payloads of 50 MB", &took);
+}
+
+/// A million waiting jobs are no wall either.
+#[test]
+#[ignore = "takes more than a minute"]
+fn a_million_jobs_of_one_owner_delay_another_by_its_tenure() {
+    // Whoever has no job keeps no executor from the flood.
+    let cluster = two_executors().conf("background_jobs.executor_idle_timeout", "200ms").start();
+    let (app, mut older, mut younger) = scene(&cluster);
+    older.handler("floods", "PERFORM pg_sleep(0.02); RETURN NULL;", "");
+    let role = older.role.clone();
+    let mut session = cluster.connect(&app.database, &role);
+    let importer = std::thread::spawn(move || {
+        session.batch_execute(
+            "SET statement_timeout = 0;
+             INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"floods\"}' FROM generate_series(1, 1000000)",
+        )
+    });
+    let mut took = Vec::new();
+    while !importer.is_finished() {
+        took.push(turn(&cluster, &mut younger));
+    }
+    importer.join().unwrap().unwrap();
+    for _ in 0..3 {
+        everywhere(&mut older);
+        took.push(turn(&cluster, &mut younger));
+    }
+    let left: i64 = older.one("SELECT count(*) FROM background_jobs.queue", &[]);
+    older.sql("TRUNCATE background_jobs");
+    took.push(turn(&cluster, &mut younger));
+    end_sessions(&cluster, &app.database);
+    assert!(left > 900_000, "{left} are left");
+    took.sort_unstable();
+    assert_within(GRACE, "beside a million jobs", took.last_chunk::<5>().expect("as many turns"));
 }
