@@ -110,17 +110,20 @@ impl Row {
         item_pointer_to_u64(unsafe { (*self.tuple).t_self })
     }
 
-    /// The value of the column if there is a column of that name and type and the value is not null.
+    /// The value of the column if there is a column of that name and type, or of a domain over it, and the value is not null.
     pub fn get(&self, name: &str, type_id: pg_sys::Oid) -> Option<pg_sys::Datum> {
         // SAFETY: tuple and descriptor belong together and live as long as the trigger call.
         unsafe {
             let natts = (*self.descriptor).natts as usize;
-            let position = (0..natts).find(|i| {
-                let column = &*attribute(self.descriptor, *i);
-                !column.attisdropped
-                    && column.atttypid == type_id
-                    && CStr::from_ptr(column.attname.data.as_ptr()).to_bytes() == name.as_bytes()
-            })?;
+            let find = |is_of_type: &dyn Fn(pg_sys::Oid) -> bool| {
+                (0..natts).find(|i| {
+                    let column = &*attribute(self.descriptor, *i);
+                    !column.attisdropped
+                        && is_of_type(column.atttypid)
+                        && CStr::from_ptr(column.attname.data.as_ptr()).to_bytes() == name.as_bytes()
+                })
+            };
+            let position = find(&|own| own == type_id).or_else(|| find(&|own| pg_sys::getBaseType(own) == type_id))?;
             let mut null = false;
             let datum = pg_sys::heap_getattr(self.tuple, position as i32 + 1, self.descriptor, &mut null);
             (!null).then_some(datum)

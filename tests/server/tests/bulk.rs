@@ -2,11 +2,14 @@
 
 use server_tests::{App, Cluster, Group, Uuid, json};
 use std::io::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 static SHARED: Group = Group::new(|| {
     Cluster::builder().conf("max_prepared_transactions", "10").conf("background_jobs.poll_interval", "500ms")
 });
+
+/// Without a wake-up: `poll_interval` and a second, and what a busy machine needs.
+const UNASKED: Duration = Duration::from_millis(500 + 1000 + 3000);
 
 const DRAIN: Duration = Duration::from_secs(60);
 
@@ -155,9 +158,11 @@ fn two_phase_commit() {
     app.wait_final(witness);
     assert_eq!(ledger(&mut app), 1, "what is only prepared does not start");
     // From another session, as a transaction manager does.
-    app.session().batch_execute(&format!("COMMIT PREPARED {submit}")).unwrap();
     app.session().batch_execute(&format!("ROLLBACK PREPARED {dropped}")).unwrap();
+    app.session().batch_execute(&format!("COMMIT PREPARED {submit}")).unwrap();
+    let begin = Instant::now();
     app.wait_true("SELECT count(*) = 2 FROM ledger");
+    let started = begin.elapsed();
     assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs", &[]), 2);
 
     app.handler("held", "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;");
@@ -167,9 +172,12 @@ fn two_phase_commit() {
         "BEGIN; UPDATE background_jobs SET cancelled = true WHERE id = '{id}'; PREPARE TRANSACTION {cancel}"
     ));
     app.session().batch_execute(&format!("COMMIT PREPARED {cancel}")).unwrap();
+    let begin = Instant::now();
     app.wait_left(1);
+    let interrupted = begin.elapsed();
     assert!(app.row(id).cancelled);
     assert_eq!(app.noted(id), 0);
+    assert!(started < UNASKED && interrupted < UNASKED, "started {started:?}, interrupted {interrupted:?}");
 }
 
 /// A handler may write rows that refer to its own job.

@@ -144,3 +144,29 @@ fn a_client_that_keeps_a_failing_job_locked_holds_up_no_other_job_of_the_table()
     assert!(app.wait_final(id).cancelled);
     assert_eq!((app.noted(id), app.noted(other)), (0, 1));
 }
+
+/// The executor waits for the row ten seconds, as it would for a deadlock to be found.
+#[test]
+fn a_row_that_is_locked_while_a_job_completes_makes_it_run_again_uncharged() {
+    let mut app = SHARED.app("completes");
+    app.handler_with(
+        "noted",
+        "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN payload -> 'n';",
+        "max_attempts => 1",
+    );
+    let id = app.submit("noted", json!({"n": 5}));
+    app.wait_reached(1);
+    let mut client = lock_row(&app, id);
+    app.open_gate("go");
+    app.wait_true("SELECT count(*) > 0 FROM background_jobs.attempts WHERE outcome = 'conflict'");
+    assert!(!app.row(id).is_final());
+    client.batch_execute("ROLLBACK").unwrap();
+    let job = app.wait_final(id);
+    assert_eq!((job.completed, &job.result), (true, &Some(json!(5))), "{job:?}");
+    assert_eq!(app.noted(id), 1);
+    let kept = attempts(&mut app, id);
+    assert!(
+        kept.iter().all(|(attempt, outcome, code)| (*attempt, &**outcome, code) == (1, "conflict", &json!("55P03"))),
+        "{kept:?}"
+    );
+}

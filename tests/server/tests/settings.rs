@@ -1,6 +1,8 @@
 //! What an administrator can turn, each on a server of its own.
 
-use server_tests::{App, Cluster, Uuid, json};
+use server_tests::tenant::owner;
+use server_tests::wait::yes;
+use server_tests::{App, Cluster, Signal, Uuid, ident, json};
 
 #[test]
 fn not_preloaded() {
@@ -147,4 +149,64 @@ fn idle_workers_hold_nothing() {
         .map(|r| r.get(0))
         .collect();
     assert!(["dispatcher", "executor", "launcher"].iter().all(|role| states.iter().any(|s| s == role)), "{states:?}");
+}
+
+#[test]
+fn attempts_are_kept_as_long_as_they_are_to_be() {
+    let cluster = Cluster::builder().start();
+    let mut app = App::with_table(&cluster, "retention");
+    app.handler_with("fails", "RAISE 'no';", "max_attempts => 2, retry_delay => '5 ms'");
+    let id = app.submit("fails", json!({}));
+    app.wait_final(id);
+    let kept = "SELECT count(*) FROM background_jobs.attempts WHERE job_id = $1";
+    // Old ones are looked for once a minute, and by every dispatcher that has just started.
+    let new_dispatcher = |app: &mut App| {
+        let pid = "SELECT pid FROM background_jobs.workers WHERE role = 'dispatcher' AND database = current_database()";
+        let former: i32 = app.one(pid, &[]);
+        cluster.kill(former.cast_unsigned(), Signal::SIGTERM);
+        cluster.wait_until("another dispatcher", || {
+            yes(app.rows(pid, &[]).iter().any(|row| row.get::<_, i32>(0) != former))
+        });
+        // It has begun to work when it hands out a job, and has been through its first round when it hands out the next.
+        app.handler("noted", "PERFORM note(); RETURN NULL;");
+        for _ in 0..2 {
+            let id = app.submit("noted", json!({}));
+            app.wait_final(id);
+        }
+    };
+    new_dispatcher(&mut app);
+    assert_eq!(app.one::<i64>(kept, &[&id]), 2, "kept for thirty days");
+    cluster.set("background_jobs.attempts_retention", "0");
+    new_dispatcher(&mut app);
+    cluster.wait_until("the attempts to go", || match app.one::<i64>(kept, &[&id]) {
+        0 => Ok(()),
+        left => Err(format!("{left} left")),
+    });
+}
+
+#[test]
+fn a_superusers_jobs_run_only_while_they_are_allowed() {
+    let cluster = Cluster::builder().conf("background_jobs.poll_interval", "100ms").start();
+    let mut app = App::with_table(&cluster, "superuser");
+    app.handler("names", "RETURN to_jsonb(current_setting('is_superuser'));");
+    let role = ident(&app.role);
+    app.admin().batch_execute(&format!("ALTER ROLE {role} SUPERUSER")).unwrap();
+    app.end_executors();
+    let mut ordinary = owner(&app, "ordinary");
+    ordinary.handler("fine", "RETURN '1';", "");
+    // What is due only after some looks at the queue runs, and this does not.
+    let mut refused = |app: &mut App| {
+        let id = app.submit("names", json!({}));
+        let later: Uuid = ordinary
+            .one("SELECT background_jobs.enqueue('fine', run_at => clock_timestamp() + interval '500 ms')", &[]);
+        assert_eq!(ordinary.result(&cluster, later), Some(json!(1)));
+        assert_eq!(app.state(id), "available");
+        id
+    };
+    let first = refused(&mut app);
+    assert!(cluster.log().contains("job tables may not belong to superuser"));
+    cluster.set("background_jobs.allow_superuser_jobs", "on");
+    assert_eq!(app.wait_final(first).result, Some(json!("on")));
+    cluster.set("background_jobs.allow_superuser_jobs", "off");
+    refused(&mut app);
 }

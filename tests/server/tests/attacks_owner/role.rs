@@ -58,6 +58,10 @@ const ESCALATE: &str = "
     CREATE TABLE touched (n int);
     CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON touched DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION on_escalation();
+    CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN EXECUTE 'DECLARE held_at_commit CURSOR WITH HOLD FOR SELECT public.at_fetch()'; RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER holds_at_commit AFTER INSERT ON touched DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION hold();
     CREATE TRIGGER at_finish BEFORE UPDATE ON background_jobs FOR EACH ROW EXECUTE FUNCTION on_escalation();
     CREATE CONSTRAINT TRIGGER after_finish AFTER UPDATE ON background_jobs DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION on_escalation();
@@ -94,10 +98,10 @@ fn every_way_up_is_closed_in_every_place() {
     assert_eq!(app.foreign(), Vec::<String>::new());
     let places: i64 = app.one(
         "SELECT count(DISTINCT place) FROM seen WHERE kind = 'background_jobs executor'
-           AND place IN ('handler', 'policy', 'at_commit INSERT', 'at_finish UPDATE', 'after_finish UPDATE')",
+           AND place IN ('handler', 'policy', 'at_commit INSERT', 'at_finish UPDATE', 'after_finish UPDATE', 'held cursor')",
         &[],
     );
-    assert_eq!(places, 5, "each was reached in an executor");
+    assert_eq!(places, 6, "each was reached in an executor");
     assert!(app.one::<bool>("SELECT is_called FROM in_failing_handler", &[]), "what is rolled back was tried, too");
     for sequence in ["escapes", "as_others"] {
         assert!(!app.one::<bool>(&format!("SELECT is_called FROM {sequence}"), &[]), "{sequence}");

@@ -65,7 +65,7 @@ fn a_table_that_comes_and_goes_under_its_jobs_loses_none_and_runs_none_twice() {
         // Each of them once, and then as it comes.
         for round in 0..times(30) {
             dice.pause(Duration::from_millis(10));
-            match if round < 5 { round } else { dice.below(5) } {
+            match if round < 5 { u64::from(round) } else { dice.below(5) } {
                 0 => app.sql("BEGIN; SELECT background_jobs.detach('background_jobs'); SELECT background_jobs.attach('background_jobs'); COMMIT"),
                 1 => app.sql("SELECT background_jobs.attach('background_jobs')"),
                 2 => app.sql("SELECT background_jobs.register_handler('quick', 'quick(jsonb)')"),

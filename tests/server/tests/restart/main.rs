@@ -186,12 +186,22 @@ fn single_workers_are_replaced() {
 
 #[test]
 fn settings_change_while_jobs_run() {
-    let cluster = configuration().conf("background_jobs.poll_interval", "200ms").start();
+    let cluster = configuration().conf("background_jobs.retry_delay", "10ms").start();
     let mut scene = scene(&cluster, "reload");
+    scene.app.handler("fails", "RAISE 'no';");
+    let id = scene.app.submit("fails", json!({}));
+    assert_eq!(scene.app.wait_final(id).error("attempts"), Some(&json!(5)));
     cluster.set("background_jobs.poll_interval", "100ms");
     cluster.set("background_jobs.max_attempts", "7");
-    let id = scene.app.submit("noted", json!({}));
-    assert!(scene.app.wait_final(id).completed, "settings change while jobs run");
-    let unchanged = scene.app.state(scene.running);
-    assert_eq!(unchanged, "running");
+    // Each process reads them when it comes to it.
+    cluster.wait_until("a job to have as many attempts", || {
+        let id = scene.app.submit("fails", json!({}));
+        match scene.app.wait_final(id).error("attempts") {
+            Some(attempts) if attempts == 7 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    let id = scene.app.submit("fails", json!({}));
+    assert_eq!(scene.app.wait_final(id).error("attempts"), Some(&json!(7)));
+    assert_eq!(scene.app.state(scene.running), "running");
 }
