@@ -4,6 +4,9 @@
 use server_tests::wait::yes;
 use server_tests::{App, Cluster, Uuid, json};
 
+/// Waits for what the new value brings about.
+type Effect = fn(&mut App);
+
 const ATTEMPT: &str = "(SELECT attempt FROM background_jobs.current_job())";
 
 /// A job that runs on meanwhile; with two executors, the other one runs what the test is about.
@@ -52,7 +55,7 @@ fn what_was_never_to_happen_happens_after_a_reload() {
         "stubborn",
         "PERFORM reach(2); LOOP BEGIN PERFORM pg_sleep(600); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; RETURN NULL;",
     );
-    let settings: [(&str, &str, fn(&mut App)); 6] = [
+    let settings: [(&str, &str, Effect); 6] = [
         // Both bound the delay.
         ("retry_delay", "10ms", is_retried_soon),
         ("max_retry_delay", "10ms", |app| {
