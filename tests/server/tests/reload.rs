@@ -4,6 +4,9 @@
 use server_tests::wait::yes;
 use server_tests::{App, Cluster, Uuid, json};
 
+/// Waits for what the new value brings about.
+type Effect = fn(&mut App);
+
 const ATTEMPT: &str = "(SELECT attempt FROM background_jobs.current_job())";
 
 /// A job that runs on meanwhile; with two executors, the other one runs what the test is about.
