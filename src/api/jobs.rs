@@ -59,6 +59,7 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
     };
     let Some(key) = args.text(5) else { return submit() };
     let memory = Context::new_scratch(c"background_jobs enqueue");
+    let mut unexplained = 0;
     for _ in 0..KEY_FIGHTS {
         if let Some(id) = take_over_key(&table, &key, keep)? {
             return Ok(id);
@@ -66,6 +67,8 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
         // Somebody else may get the key between the look and the insert: then there is somebody to look at.
         match xact::subtransaction("enqueue() with a job_key", &memory, submit) {
             Err(error) if error.is(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION) && is_taken(&table, &key) => {}
+            // Who had the key has ended since, or it is another key that is taken: then it is so again.
+            Err(error) if error.is(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION) && unexplained < 2 => unexplained += 1,
             Err(error) => return Err(error),
             Ok(result) => return result,
         }

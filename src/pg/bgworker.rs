@@ -1,7 +1,7 @@
 //! Starting background workers and knowing how they fare.
 
 use crate::pg::memory::zeroed;
-use crate::pg::{encoding, latch, signal};
+use crate::pg::{encoding, latch, role, signal};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
 
@@ -95,6 +95,7 @@ pub fn connect(database: pg_sys::Oid, role: pg_sys::Oid) {
     let flags = 0;
     // SAFETY: called once in a worker's life, before any transaction.
     unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, flags) };
+    role::remember_session();
 }
 
 /// Becomes a session without a database, which sees the shared catalogs only.

@@ -2,6 +2,8 @@
 
 use crate::pg::{encoding, guc};
 use pgrx::pg_sys;
+use std::cell::Cell;
+use std::ffi::CStr;
 
 /// Runs `f`, which holds fixed statements on the extension's own tables and nothing else, as the bootstrap superuser with
 /// pinned settings.
@@ -36,6 +38,23 @@ pub fn session() -> pg_sys::Oid {
 pub fn is_superuser(role: pg_sys::Oid) -> bool {
     // SAFETY: a look-up inside a transaction.
     unsafe { pg_sys::superuser_arg(role) }
+}
+
+thread_local! {
+    static BEGAN_AS_SUPERUSER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// To be called when a worker's session was opened, before anybody's code runs in it.
+pub fn remember_session() {
+    // SAFETY: the setting exists in every server; the value is a string of the server's.
+    let value = unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"is_superuser".as_ptr(), false, false)) };
+    BEGAN_AS_SUPERUSER.set(value == c"on");
+}
+
+/// Was the session's role made a superuser since it was opened, or is it none any more? The session has the rights of then: RESET
+/// SESSION AUTHORIZATION and the like go by them.
+pub fn session_is_stale() -> bool {
+    is_superuser(session()) != BEGAN_AS_SUPERUSER.get()
 }
 
 /// May the current user act as `role`, as one of its members does?

@@ -66,7 +66,11 @@ impl Writer {
         let dirty: Vec<_> = self.executors().filter(|executor| progress::is_dirty(executor)).collect();
         for executor in dirty {
             wrote = true;
-            progress::drain(executor, |value| flush(&mut self.tables, executor, value));
+            let mut stale = false;
+            progress::drain(executor, |value| flush(&mut self.tables, executor, value, &mut stale));
+            if stale {
+                return Next::Leave;
+            }
         }
         if wrote {
             self.last_flush = Instant::now();
@@ -86,13 +90,18 @@ impl Writer {
     }
 }
 
-/// Writes `value` into the row of the executor's running job. False: it could not be written now.
-fn flush(tables: &mut HashMap<u32, Statements>, executor: &ExecutorSlot, value: f32) -> bool {
+/// Writes `value` into the row of the executor's running job. False: it could not be written now. `stale`: nor ever, in this
+/// session.
+fn flush(tables: &mut HashMap<u32, Statements>, executor: &ExecutorSlot, value: f32, stale: &mut bool) -> bool {
     let Some((job, enqueued_at)) = running_job(executor) else { return false };
     timer::arm(Duration::from_secs(1));
     let written = xact::transaction(|| {
         // It holds back the end of the handler's transaction, so it waits for no lock; what it would wait for may
         // be held by that very transaction. A lost flush is made up by the next one: nothing is synced.
+        *stale = role::session_is_stale();
+        if *stale {
+            return false;
+        }
         guc::set_local(c"lock_timeout", "50ms");
         guc::set_local(c"synchronous_commit", "off");
         let Some(table) = relation::open(Oid::from(job.table), Lock::Write) else { return false };

@@ -20,6 +20,8 @@ const LAST_BACKOFF: Duration = Duration::from_secs(60);
 
 /// A slot whose worker has not shown up for so long, and that nobody waits for, is given up.
 const LOST: Duration = Duration::from_secs(60);
+/// How long an executor has had nothing to do that gives way to an owner who has others: it is not a pause between two jobs.
+const UNUSED: Duration = Duration::from_millis(500);
 
 /// An owner whose executors could not be started.
 struct Trouble {
@@ -69,8 +71,8 @@ impl Roster {
         })
     }
 
-    /// Sees to one more executor for this owner: a free slot that nobody needs more, or, for the `first` one, a slot whose idle
-    /// executor gives way.
+    /// Sees to one more executor for this owner: a free slot that nobody needs more, or a slot whose idle executor gives way: at
+    /// once for the `first` one.
     pub fn want(&mut self, database: u32, database_name: &str, owner: u32, first: bool) {
         if self.is_in_trouble(owner) {
             return;
@@ -80,9 +82,7 @@ impl Roster {
             return;
         }
         let Some((index, generation)) = reserve(database, owner, first) else {
-            if first {
-                send_idle_away(database, owner);
-            }
+            send_idle_away(database, owner, if first { Duration::ZERO } else { UNUSED });
             return;
         };
         let handle = bgworker::start(&Registration {
@@ -246,9 +246,12 @@ fn reserve(database: u32, owner: u32, first: bool) -> Option<(usize, u32)> {
     })
 }
 
-/// Has an idle executor of another owner or database leave; its slot is then free for whoever is quickest.
-fn send_idle_away(database: u32, owner: u32) {
-    let idle = shmem::executors().iter().find(|slot| !slot.belongs_to(database, owner) && slot.leave_if_idle());
+/// Has an executor of another owner or database leave that has been idle for so long; its slot is then free for whoever is
+/// quickest.
+fn send_idle_away(database: u32, owner: u32, unused: Duration) {
+    let is_unused = |slot: &ExecutorSlot| is_older(&slot.since_ns, unused) && is_older(&slot.started_ns, unused);
+    let gives_way = |slot: &&ExecutorSlot| !slot.belongs_to(database, owner) && is_unused(slot) && slot.leave_if_idle();
+    let idle = shmem::executors().iter().find(gives_way);
     if let Some(slot) = idle {
         slot.process.wake();
     }

@@ -8,6 +8,7 @@ use crate::pg::error::forget_cancel;
 use crate::pg::guc;
 use crate::pg::memory::HeldDatum;
 use crate::pg::relation::Lock;
+use crate::pg::role;
 use crate::pg::session;
 use crate::pg::spi::{self, Rows};
 use crate::pg::timer;
@@ -64,10 +65,12 @@ enum Loaded {
     Refused(u64),
 }
 
-pub fn process(executor: &mut Executor, numbers: Range<u64>) {
+/// False: nothing was done, because the session is not what jobs of its owner's may run in.
+pub fn process(executor: &mut Executor, numbers: Range<u64>) -> bool {
     let numbers: Vec<u64> = numbers.take(LIMIT).collect();
     let loaded = match load(executor, &numbers) {
-        Ok(loaded) => loaded,
+        Ok(Some(loaded)) => loaded,
+        Ok(None) => return false,
         Err(error) => {
             // Not one job's doing: a table's own permissions or expressions. It is looked at again with the next poll.
             executor.tables.complain(0, error.message.clone(), &error.without_data());
@@ -94,12 +97,16 @@ pub fn process(executor: &mut Executor, numbers: Range<u64>) {
         }
     }
     run::all(executor, ready);
+    true
 }
 
-/// Reads what the jobs need. The transaction ends here, and with it every lock on the job tables.
-fn load(executor: &mut Executor, numbers: &[u64]) -> Result<Vec<Loaded>, crate::pg::error::PgError> {
+/// Reads what the jobs need. The transaction ends here, and with it every lock on the job tables. None: see `process`.
+fn load(executor: &mut Executor, numbers: &[u64]) -> Result<Option<Vec<Loaded>>, crate::pg::error::PgError> {
     timer::arm(PATIENCE);
     let loaded = xact::transaction(|| {
+        if role::session_is_stale() {
+            return None;
+        }
         if !planted::is(Bug::NoScrub) {
             session::reset();
         }
@@ -114,7 +121,7 @@ fn load(executor: &mut Executor, numbers: &[u64]) -> Result<Vec<Loaded>, crate::
                 break;
             }
         }
-        loaded
+        Some(loaded)
     });
     timer::disarm();
     forget_cancel();

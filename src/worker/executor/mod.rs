@@ -158,14 +158,17 @@ impl Executor {
         }
         // Without a dispatcher there is nobody to say that the handlers have changed.
         self.handlers.refresh(self.dispatcher().map(|slot| slot.handlers_version.load(Ordering::Acquire)));
-        batch::process(self, passed..handed);
+        let stale = !batch::process(self, passed..handed);
         self.memory.reset();
         self.errors.reset();
         if self.stats_written.elapsed() >= STATS_INTERVAL {
             self.write_stats();
         }
         self.idle_since = Instant::now();
-        if self.must_give_way() {
+        if stale {
+            lwlock::with(true, || self.slot.set_state(SlotState::Leaving));
+        }
+        if stale || self.must_give_way() {
             // What is still in the mailbox goes back to the dispatcher, which the exit callback tells.
             self.write_stats();
             return Next::Leave;

@@ -82,6 +82,11 @@ fn is_conflict(error: &PgError) -> bool {
         || error.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE)
 }
 
+/// The same, or somebody's signal, which nobody has meant for what we write down.
+fn is_disturbed(error: &PgError) -> bool {
+    is_conflict(error) || error.is(PgSqlErrorCode::ERRCODE_QUERY_CANCELED)
+}
+
 /// What kind of setback an error is, in the words that go into the log of attempts.
 pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>) -> (Setback, PgError) {
     let setback = protocol::setback(interrupt, is_conflict(&error));
@@ -115,10 +120,12 @@ pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
         }
         setback_of(executor, job, setback, error, started_at)
     });
+    let overran = timer::fired();
     timer::disarm();
     recorded.unwrap_or_else(|second| {
         submit::not_finishing();
-        let retreated = briefly(&line, &keep, || match is_conflict(&second) {
+        let disturbed = is_disturbed(&second) && !overran;
+        let retreated = briefly(&line, &keep, || match disturbed {
             true if setback == Setback::Conflict => {
                 conflict(job, error, started_at).unwrap_or_else(|| back_off(job, setback, error, started_at))
             }
@@ -230,9 +237,10 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
         });
         fail(executor, job, result, started_at)
     });
+    let overran = timer::fired();
     failed.unwrap_or_else(|error| {
         submit::not_finishing();
-        let retreated = briefly(&line, &keep, || match is_conflict(&error) {
+        let retreated = briefly(&line, &keep, || match is_disturbed(&error) && !overran {
             true => fail_later(job),
             false => retreat(job, &error, started_at),
         });
@@ -241,7 +249,7 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
 }
 
 fn unrecorded(error: &PgError) -> Ended {
-    if is_conflict(error) {
+    if is_disturbed(error) {
         return Ended::Unrecorded;
     }
     error.without_data().log();

@@ -32,9 +32,6 @@ fn is_retried_soon(app: &mut App) {
 }
 
 /// Begins with values with which none of what is waited for ever happens.
-/// Waits for what a setting brings about.
-type Effect = fn(&mut App);
-
 #[test]
 fn what_was_never_to_happen_happens_after_a_reload() {
     let cluster = Cluster::builder()

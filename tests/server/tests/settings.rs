@@ -210,3 +210,38 @@ fn a_superusers_jobs_run_only_while_they_are_allowed() {
     cluster.set("background_jobs.allow_superuser_jobs", "off");
     refused(&mut app);
 }
+
+/// Its session would be as good as the superuser's: RESET SESSION AUTHORIZATION goes by what the role was when it was opened.
+#[test]
+fn a_session_that_was_opened_as_a_superusers_runs_nothing_more_when_the_role_is_none() {
+    let cluster = Cluster::builder()
+        .conf("background_jobs.poll_interval", "100ms")
+        .conf("background_jobs.allow_superuser_jobs", "on")
+        .conf("background_jobs.max_executors", "1")
+        .start();
+    let mut app = App::with_table(&cluster, "demoted");
+    app.handler(
+        "climbs",
+        "BEGIN
+            EXECUTE 'SET SESSION AUTHORIZATION postgres';
+         EXCEPTION WHEN insufficient_privilege THEN
+            RETURN to_jsonb('no'::text);
+         END;
+         RETURN to_jsonb(session_user::text);",
+    );
+    app.handler("pid", "RETURN to_jsonb(pg_backend_pid());");
+    let role = ident(&app.role);
+    for (kind, climbed) in
+        [("SUPERUSER", json!("postgres")), ("NOSUPERUSER", json!("no")), ("SUPERUSER", json!("postgres"))]
+    {
+        let before = app.submit("pid", json!({}));
+        let before = app.wait_final(before).result;
+        app.admin().batch_execute(&format!("ALTER ROLE {role} {kind}")).unwrap();
+        let id = app.submit("climbs", json!({}));
+        assert_eq!(app.wait_final(id).result, Some(climbed), "{kind}");
+        let after = app.submit("pid", json!({}));
+        assert_ne!(app.wait_final(after).result, before, "another session");
+        let charged = "SELECT count(*) FROM background_jobs.attempts";
+        assert_eq!(app.one::<i64>(charged, &[]), 0);
+    }
+}

@@ -56,6 +56,19 @@ fn everywhere(owner: &mut Tenant) {
     });
 }
 
+/// It is another owner's, who has nothing to do; the time after which it would leave by itself is a minute.
+#[test]
+fn an_idle_executor_goes_to_an_owner_who_has_another_one() {
+    let cluster = two_executors().start();
+    let (mut app, mut idle, mut flooder) = scene(&cluster);
+    turn(&cluster, &mut idle);
+    flood(&mut flooder, Duration::from_secs(2), 10);
+    app.wait_true(
+        "SELECT count(*) = 2 FROM background_jobs.workers WHERE role = 'executor' AND owner::text LIKE '%younger%'",
+    );
+    end_sessions(&cluster, &app.database);
+}
+
 fn whoever_is_flooded_gets_a_turn(run: Duration, older_floods: bool) {
     let cluster = two_executors().start();
     let (app, mut older, mut younger) = scene(&cluster);
