@@ -41,7 +41,7 @@ pub enum Ended {
     Refused,
     /// The row's progress was taken back to zero; the job goes on waiting.
     Restarted,
-    /// A client is in the way of whatever could be written down about it. It runs again after the next poll.
+    /// A client, or a signal, is in the way of whatever could be written down about it. It runs again after the next poll.
     Unrecorded,
 }
 
