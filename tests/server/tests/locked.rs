@@ -87,12 +87,12 @@ fn a_row_that_is_locked_while_the_last_attempt_fails_gets_its_error_when_it_is_f
     assert_eq!(attempts(&mut app, id), [(1, "error".to_owned(), json!("BJ001"))]);
 }
 
-/// The executor waits for the queue's row a second, and then once more for as long. The client goes in the second one: that is no
-/// failure of the row's, after which the job would wait for an hour with the lock for its error.
-#[test]
-fn a_client_that_has_the_queues_row_while_a_job_fails_changes_neither_its_error_nor_its_delay() {
-    let mut app = SHARED.app("held");
-    fails_once(&mut app, "BJ001", "retry_delay => '10 ms'");
+/// A job that fails with this SQLSTATE while a client keeps its place in the queue locked: the executor waits for that a second, and
+/// then once more for as long. The client goes in the second one: that is no failure of the row's, after which the job would
+/// wait for an hour with the lock for its error. Returns what came of it, and the attempts.
+fn fails_beside_run_now(name: &str, sqlstate: &str, options: &str) -> (Option<Value>, Vec<(i32, String, Value)>) {
+    let mut app = SHARED.app(name);
+    fails_once(&mut app, sqlstate, options);
     let id = app.submit("fails", json!({}));
     app.wait_reached(1);
     let mut client = app.session();
@@ -101,26 +101,23 @@ fn a_client_that_has_the_queues_row_while_a_job_fails_changes_neither_its_error_
     app.open_gate("go");
     wait_waits(&mut app, 2);
     client.batch_execute("ROLLBACK").unwrap();
-    assert_eq!(app.wait_final(id).result, Some(json!(2)));
+    let result = app.wait_final(id).result;
     assert_eq!(app.noted(id), 1);
-    assert_eq!(attempts(&mut app, id), [(1, "error".to_owned(), json!("BJ001"))]);
+    (result, attempts(&mut app, id))
+}
+
+#[test]
+fn a_client_that_has_the_queues_row_while_a_job_fails_changes_neither_its_error_nor_its_delay() {
+    let (result, attempts) = fails_beside_run_now("held", "BJ001", "retry_delay => '10 ms'");
+    assert_eq!(result, Some(json!(2)));
+    assert_eq!(attempts, [(1, "error".to_owned(), json!("BJ001"))]);
 }
 
 #[test]
 fn a_conflict_stays_free_of_charge_while_a_client_has_the_queues_row() {
-    let mut app = SHARED.app("free");
-    fails_once(&mut app, "40P01", "max_attempts => 1");
-    let id = app.submit("fails", json!({}));
-    app.wait_reached(1);
-    let mut client = app.session();
-    client.batch_execute("BEGIN").unwrap();
-    client.execute("SELECT background_jobs.run_now($1)", &[&id]).unwrap();
-    app.open_gate("go");
-    wait_waits(&mut app, 2);
-    client.batch_execute("ROLLBACK").unwrap();
-    assert_eq!(app.wait_final(id).result, Some(json!(1)));
-    assert_eq!(app.noted(id), 1);
-    assert_eq!(attempts(&mut app, id), [(1, "conflict".to_owned(), json!("40P01"))]);
+    let (result, attempts) = fails_beside_run_now("free", "40P01", "max_attempts => 1");
+    assert_eq!(result, Some(json!(1)));
+    assert_eq!(attempts, [(1, "conflict".to_owned(), json!("40P01"))]);
 }
 
 /// An open cancel has the row and the place in the queue, for as long as it likes.
