@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 // The same number in PostgreSQL 14 to 18.
 const STATEMENT_TIMEOUT: c_int = 3;
 
+/// How far two clocks may be apart after a delay.
+const CLOCKS: Duration = Duration::from_micros(100);
+
 thread_local! {
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
@@ -20,9 +23,11 @@ unsafe extern "C-unwind" {
 /// Interrupts what runs in `delay` from now (at least a millisecond), with SQLSTATE 57014.
 pub fn arm(delay: Duration) {
     let millis = delay.as_micros().div_ceil(1000).clamp(1, 3_600_000) as c_int;
+    // Before the alarm is set, and on another clock than the server's: whoever was interrupted by it has to find that it was due.
+    let now = Instant::now();
+    DEADLINE.set(Some(now + Duration::from_millis(millis as u64) - CLOCKS));
     // SAFETY: the timeout was registered when the session was opened. The functions neither raise errors nor unwind.
     unsafe { enable_timeout_after(STATEMENT_TIMEOUT, millis) };
-    DEADLINE.set(Some(Instant::now() + Duration::from_millis(millis as u64)));
 }
 
 /// Has it gone off, or should it have? What it interrupts may have swallowed the error, or have made another one of it; the server's

@@ -67,10 +67,13 @@ struct Sample {
     kb: BTreeMap<(String, u32), u64>,
 }
 
+#[derive(Default)]
 struct Counts {
     completed: u64,
     failed: u64,
     other: u64,
+    /// Results of jobs that were to succeed.
+    unexpected: Vec<String>,
 }
 
 /// Returns what was wrong.
@@ -93,7 +96,7 @@ pub fn run(jobs: u32, warm_up: u32) -> Vec<String> {
     }
     let mut admin = app.admin();
     let submitter: i32 = app.one("SELECT pg_backend_pid()", &[]);
-    let mut counts = Counts { completed: 0, failed: 0, other: 0 };
+    let mut counts = Counts::default();
     let mut samples: Vec<Sample> = Vec::new();
     let (mut submitted, mut kept) = (0, 0);
     let begun = Instant::now();
@@ -131,8 +134,9 @@ pub fn run(jobs: u32, warm_up: u32) -> Vec<String> {
     let mut wrong = Vec::new();
     let expected = u64::from(jobs) * 9 / 10;
     if (counts.completed, counts.failed, counts.other) != (expected, u64::from(jobs) - expected, 0) {
-        let Counts { completed, failed, other } = counts;
+        let Counts { completed, failed, other, .. } = counts;
         wrong.push(format!("of {jobs} jobs {completed} are completed, {failed} have failed, {other} are neither (I1)"));
+        wrong.append(&mut counts.unexpected);
     }
     let (effects, others): (i64, i64) = (
         app.one("SELECT count(*) FROM effects WHERE n = 1", &[]),
@@ -170,6 +174,10 @@ fn count(app: &mut App, counts: &mut Counts) {
     counts.completed += completed;
     counts.failed += failed;
     counts.other += all - completed - failed;
+    let unexpected = "SELECT j.payload::text || ' ' || coalesce(a.error, j.result)::text
+        FROM background_jobs j LEFT JOIN background_jobs.attempts a ON a.job_id = j.id
+        WHERE j.result ? 'error' AND j.payload ->> 'handler' IN ('works', 'reports') LIMIT 5";
+    counts.unexpected.extend(app.rows(unexpected, &[]).iter().map(|row| row.get::<_, String>(0)));
 }
 
 /// The extension's processes and the session that submits.
