@@ -196,6 +196,8 @@ impl Found {
         guc::nested(|| {
             guc::set_local(c"enable_seqscan", "off");
             guc::set_local(c"enable_tidscan", "on");
+            // Or it would be planned anew each time, for as many rows as it is given.
+            guc::set_local(c"plan_cache_mode", "force_generic_plan");
             if let Some(in_place) = &statements.load_in_place {
                 let places = jobs.iter().map(|(_, assignment)| assignment.row_place);
                 found.add(in_place.read(&[spi::places(places)], 0));

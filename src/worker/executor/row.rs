@@ -91,6 +91,7 @@ fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
             guc::set_local(setting, "off");
         }
         guc::set_local(c"enable_tidscan", "on");
+        guc::set_local(c"plan_cache_mode", "force_generic_plan");
         submit::while_finishing(refs, || {
             spi::connect(|| {
                 let arguments = [
