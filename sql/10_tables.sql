@@ -21,7 +21,7 @@ CREATE TABLE background_jobs.queued_job (
     job_key      text,
     last_error   jsonb,
     -- where the job's row was when it was inserted: whoever goes there has to see whether it still is
-    row_place    tid,
+    row_tid      tid,
     -- the id first: it decides nearly every comparison by itself
     PRIMARY KEY (job_id, job_table)
 ) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,

@@ -21,7 +21,7 @@ pub struct JobRef {
 
 /// Where a table has a row, or had it when somebody looked: whoever goes there has to see whether it is the right one. 0: nobody
 /// has looked.
-pub type Place = u64;
+pub type Tid = u64;
 
 /// What is kept of a job that waits in the queue.
 #[derive(Debug, Clone, Copy)]
@@ -36,9 +36,9 @@ pub struct Waiting {
     /// The job's own limit.
     pub max_attempts: Option<i32>,
     /// Of its row in the queue.
-    pub place: Place,
+    pub tid: Tid,
     /// Of its row in the job table, at the submission.
-    pub row_place: Place,
+    pub row_tid: Tid,
 }
 
 /// Why a queued job waits, which is also what its `run_at` means. Stored in `queued_job.timing`.

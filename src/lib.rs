@@ -36,7 +36,7 @@
 //! Cancelling deletes that row, too; whoever comes first wins, by the row's lock and not by a signal.
 //! The signal that follows only saves work.
 //!
-//! Where the two rows lie is told along the way (`job::Place`), which saves three walks down an index for each job. It is a hint:
+//! Where the two rows lie is told along the way (`job::Tid`), which saves three walks down an index for each job. It is a hint:
 //! whoever goes there looks whether it is the right row, and else looks for the id.
 //!
 //! # Shared memory

@@ -141,7 +141,7 @@ fn submit_row(row: &Row, table: u32, options: &Options, taken: Taken) {
         max_attempts: number("max_attempts", pg_sys::INT4OID).map(|datum| datum.value() as i32),
         queue: column("queue"),
         job_key: column("job_key"),
-        row_place: row.place(),
+        row_tid: row.tid(),
     };
     queue(new, taken);
 }
@@ -158,9 +158,9 @@ pub fn queue(new: NewJob, taken: Taken) {
     let new = at_least_one_attempt(new);
     let quick = priorities::of(new.job.table, &new.handler).and_then(|priority| catalog::insert(&new, priority));
     match quick {
-        Some((lane, place)) => {
-            let NewJob { job, run_at, enqueued_at, max_attempts, row_place, .. } = new;
-            let waiting = Waiting { id: job.id, run_at, enqueued_at, attempts: 0, max_attempts, place, row_place };
+        Some((lane, tid)) => {
+            let NewJob { job, run_at, enqueued_at, max_attempts, row_tid, .. } = new;
+            let waiting = Waiting { id: job.id, run_at, enqueued_at, attempts: 0, max_attempts, tid, row_tid };
             notes::note_change(lane, run_at, Some(waiting));
         }
         None => requeue(new, taken),

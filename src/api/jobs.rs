@@ -198,7 +198,7 @@ fn adjust(args: &Args, job: JobRef, options: &Options) {
         max_attempts: args.int4(7).or(queued.max_attempts),
         queue: args.text(4).or(queued.queue),
         job_key: args.text(5),
-        row_place: 0,
+        row_tid: 0,
     };
     submit::requeue(new, Taken::Replace);
 }
@@ -265,7 +265,7 @@ fn retry_job(args: &Args) -> Fallible<bool> {
             max_attempts: rows.get(0, 4),
             queue: rows.get(0, 5),
             job_key: rows.get(0, 6),
-            row_place: 0,
+            row_tid: 0,
         })
     });
     match new {

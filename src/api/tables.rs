@@ -186,7 +186,7 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
                 max_attempts: rows.get(row, 5),
                 queue: rows.get(row, 6),
                 job_key: rows.get(row, 7),
-                row_place: 0,
+                row_tid: 0,
             };
             submit::queue(new, Taken::Replace);
             submitted += 1;

@@ -30,7 +30,7 @@ impl Queue {
                 && number(ENQUEUED_AT) == Some(identity.enqueued_at)
                 && number(ATTEMPTS).map(|attempts| attempts as i32) == Some(identity.attempts)
         };
-        let mut deleted = self.0.delete_at(assignment.place, is_this_attempt);
+        let mut deleted = self.0.delete_at(assignment.tid, is_this_attempt);
         if deleted == Deleted::No {
             let keys = [Key::Uuid(JOB_ID as i16, id), Key::Oid(JOB_TABLE as i16, of)];
             deleted = self.0.delete(c"queued_job_pkey", &keys, is_this_attempt);

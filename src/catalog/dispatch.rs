@@ -38,7 +38,7 @@ pub fn lanes() -> Vec<LaneKey> {
 /// The next jobs of a lane behind `after`, in order.
 pub fn next_in_lane(lane: &LaneKey, after: &Position, limit: usize) -> Vec<Waiting> {
     let rows = statement!(
-        "SELECT job_id, run_at, enqueued_at, attempts, max_attempts, ctid, row_place FROM background_jobs.queued_job
+        "SELECT job_id, run_at, enqueued_at, attempts, max_attempts, ctid, row_tid FROM background_jobs.queued_job
           WHERE job_table = $1 AND handler = $2 AND priority = $3 AND timing = $4 AND (run_at, job_id) > ($5, $6)
           ORDER BY run_at, job_id LIMIT $7",
         [OID, TEXT, INT2, INT2, TIME, UUID, INT8]
@@ -62,8 +62,8 @@ pub fn next_in_lane(lane: &LaneKey, after: &Position, limit: usize) -> Vec<Waiti
             enqueued_at: rows.timestamp(row, 3).unwrap_or_default(),
             attempts: rows.get(row, 4).unwrap_or_default(),
             max_attempts: rows.get(row, 5),
-            place: rows.place(row, 6),
-            row_place: rows.place(row, 7),
+            tid: rows.tid(row, 6),
+            row_tid: rows.tid(row, 7),
         })
         .collect()
 }

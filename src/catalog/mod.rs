@@ -14,7 +14,7 @@ pub use dispatch::*;
 pub use handlers::*;
 pub use queue::*;
 
-use crate::job::{JobId, JobRef, LaneKey, Place, Setback, Timing, Waiting};
+use crate::job::{JobId, JobRef, LaneKey, Setback, Tid, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::memory::{Context, Current, HeldDatum};

@@ -17,7 +17,7 @@ pub struct NewJob {
     pub queue: Option<String>,
     pub job_key: Option<String>,
     /// Of its row.
-    pub row_place: Place,
+    pub row_tid: Tid,
 }
 
 impl NewJob {
@@ -28,14 +28,14 @@ impl NewJob {
 
 /// The quick way into the queue, without SQL, for the ordinary case: no key, and nothing there under the same id. None: it is
 /// not that case, use `enqueue`. Needs no `bookkeeping`. `priority` is the handler's.
-pub fn insert(new: &NewJob, priority: i16) -> Option<(LaneKey, Place)> {
+pub fn insert(new: &NewJob, priority: i16) -> Option<(LaneKey, Tid)> {
     if new.job_key.is_some() {
         return None;
     }
     let queue = heap::Table::open(c"queued_job")?;
     let priority = new.priority.unwrap_or(priority);
-    let row = item_pointer(new.row_place);
-    let place = queue.insert(&[
+    let row = item_pointer(new.row_tid);
+    let tid = queue.insert(&[
         table(new.job.table),
         uuid(&new.job.id),
         text(&new.handler),
@@ -49,9 +49,9 @@ pub fn insert(new: &NewJob, priority: i16) -> Option<(LaneKey, Place)> {
         new.queue.as_deref().and_then(text),
         None,
         None,
-        (new.row_place != 0).then(|| Datum::from(std::ptr::from_ref(&row))),
+        (new.row_tid != 0).then(|| Datum::from(std::ptr::from_ref(&row))),
     ]);
-    place.map(|place| (new.lane(priority), place))
+    tid.map(|tid| (new.lane(priority), tid))
 }
 
 /// Queues a job and returns its lane. What is in the queue under its id gives way, unless `or_leave`: then None.
@@ -67,7 +67,7 @@ pub fn enqueue(new: &NewJob, or_leave: bool) -> Option<LaneKey> {
             SET handler = excluded.handler, priority = excluded.priority, timing = excluded.timing,
                 run_at = excluded.run_at, enqueued_at = excluded.enqueued_at, attempts = 0, conflicts = 0,
                 max_attempts = excluded.max_attempts, queue = excluded.queue, job_key = excluded.job_key,
-                last_error = NULL, row_place = NULL
+                last_error = NULL, row_tid = NULL
           WHERE NOT $11
          RETURNING priority",
         [OID, UUID, TEXT, INT2, INT2, TIME, TIME, INT4, TEXT, TEXT, BOOL]

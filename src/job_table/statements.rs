@@ -17,16 +17,16 @@ pub struct Statements {
     options: Options,
     /// $1 id -> finished
     pub look: Statement,
-    /// $1 ids -> finished, payload, place, id
+    /// $1 ids -> finished, payload, tid, id
     pub load_many: Statement,
-    /// $1 places -> as `load_many`, of the rows that are there now, whosever they are; none for partitions
-    pub load_in_place: Option<Statement>,
+    /// $1 tids -> as `load_many`, of the rows that are there now, whosever they are; none for partitions
+    pub load_by_tid: Option<Statement>,
     /// $1 id, $2 result, $3 attempts, $4 started_at, $5 finished_at, $6 the progress that was reported
     pub complete: Statement,
     /// $1 ids, $2 results, $3 attempts, $4 started_at, $5 finished_at: several at once
     pub complete_many: Statement,
-    /// $1 places and then as `complete_many`: the rows that are where they were
-    pub complete_in_place: Statement,
+    /// $1 tids and then as `complete_many`: the rows that are where they were
+    pub complete_by_tid: Statement,
     /// as `complete`; leaves the progress where the attempt got to
     pub fail: Statement,
     /// $1 id
@@ -100,15 +100,15 @@ impl Statements {
                 &[pg_sys::UUIDOID],
             ),
             load_many: load_many(&name, "id", pg_sys::UUIDARRAYOID),
-            load_in_place: (!partitioned).then(|| load_many(&format!("ONLY {name}"), "ctid", pg_sys::TIDARRAYOID)),
+            load_by_tid: (!partitioned).then(|| load_many(&format!("ONLY {name}"), "ctid", pg_sys::TIDARRAYOID)),
             complete: finish("1"),
             complete_many: Statement::new(
                 complete_many("$5", "unnest($1, $2, $3, $4) ended(id, result, attempts, started_at)"),
                 &MANY,
             ),
-            complete_in_place: Statement::new(
-                complete_many("$6", "unnest($1, $2, $3, $4, $5) ended(place, id, result, attempts, started_at)")
-                    + " AND job.ctid OPERATOR(pg_catalog.=) ended.place",
+            complete_by_tid: Statement::new(
+                complete_many("$6", "unnest($1, $2, $3, $4, $5) ended(tid, id, result, attempts, started_at)")
+                    + " AND job.ctid OPERATOR(pg_catalog.=) ended.tid",
                 &[&[pg_sys::TIDARRAYOID], &MANY[..]].concat(),
             ),
             fail: finish("GREATEST(progress, $6)"),

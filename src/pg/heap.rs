@@ -118,9 +118,9 @@ impl Table {
         }
     }
 
-    /// The same for the row at `place`, if there is one. A row that was changed since somebody looked is elsewhere.
-    pub fn delete_at(&self, place: u64, matches: impl Fn(&Row) -> bool) -> Deleted {
-        let position = item_pointer(place);
+    /// The same for the row at `tid`, if there is one. A row that was changed since somebody looked is elsewhere.
+    pub fn delete_at(&self, tid: u64, matches: impl Fn(&Row) -> bool) -> Deleted {
+        let position = item_pointer(tid);
         // SAFETY: reads the length of an open relation.
         let length =
             || unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) };
@@ -168,7 +168,7 @@ impl Table {
     }
 
     /// Inserts a row with its entries in all indexes but the partial ones, none of which may apply to it. `values` has one
-    /// element for each column, in their order. Returns its place; none: a unique index has, or may soon have, its key already,
+    /// element for each column, in their order. Returns its tid; none: a unique index has, or may soon have, its key already,
     /// and the row is not there.
     pub fn insert(&self, values: &[Option<Datum>]) -> Option<u64> {
         let mut plain: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
@@ -189,9 +189,9 @@ impl Table {
                 pg_sys::CommandCounterIncrement();
                 pg_sys::simple_heap_delete(self.relation, &raw mut (*tuple).t_self);
             }
-            let place = item_pointer_to_u64((*tuple).t_self);
+            let tid = item_pointer_to_u64((*tuple).t_self);
             pg_sys::heap_freetuple(tuple);
-            unique.then_some(place)
+            unique.then_some(tid)
         }
     }
 
@@ -248,7 +248,7 @@ impl Table {
     }
 }
 
-/// Reads the newest version at a place that is committed or our own, and pins its buffer.
+/// Reads the newest version at a tid that is committed or our own, and pins its buffer.
 ///
 /// # Safety
 /// The relation is an open table, the tuple says which row, and its block exists.

@@ -205,7 +205,7 @@ impl Rows {
     }
 
     /// Of a column of type tid.
-    pub fn place(&self, row: usize, column: i32) -> u64 {
+    pub fn tid(&self, row: usize, column: i32) -> u64 {
         // SAFETY: a tid datum points at an item pointer.
         self.datum(row, column).map_or(0, |datum| unsafe { item_pointer_to_u64(*datum.cast_mut_ptr()) })
     }
@@ -252,16 +252,16 @@ pub fn uuids<'a>(ids: impl Iterator<Item = &'a [u8; 16]>) -> Option<pg_sys::Datu
 }
 
 /// As tid.
-pub fn places(places: impl Iterator<Item = u64>) -> Option<pg_sys::Datum> {
-    let pointers: Vec<_> = places.map(item_pointer).collect();
+pub fn tids(tids: impl Iterator<Item = u64>) -> Option<pg_sys::Datum> {
+    let pointers: Vec<_> = tids.map(item_pointer).collect();
     let data = pointers.iter().map(|pointer| Some(pg_sys::Datum::from(std::ptr::from_ref(pointer))));
     array(data, pg_sys::TIDOID, size_of::<pg_sys::ItemPointerData>() as i32, false, b's')
 }
 
-/// The position of the row at this place.
-pub fn item_pointer(place: u64) -> pg_sys::ItemPointerData {
+/// A tid as the server has it.
+pub fn item_pointer(tid: u64) -> pg_sys::ItemPointerData {
     let mut pointer = pg_sys::ItemPointerData::default();
-    u64_to_item_pointer(place, &mut pointer);
+    u64_to_item_pointer(tid, &mut pointer);
     pointer
 }
 

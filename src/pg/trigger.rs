@@ -105,7 +105,7 @@ impl Call {
 
 impl Row {
     /// Where the table has it.
-    pub fn place(&self) -> u64 {
+    pub fn tid(&self) -> u64 {
         // SAFETY: as for `get`.
         item_pointer_to_u64(unsafe { (*self.tuple).t_self })
     }

@@ -41,8 +41,8 @@ impl Note {
                 enqueued_at: 0,
                 attempts: 0,
                 max_attempts: None,
-                place: 0,
-                row_place: 0,
+                tid: 0,
+                row_tid: 0,
             }),
             has_only: only.is_some(),
         })

@@ -4,7 +4,7 @@
 //! executor goes through them in order; the dispatcher reads how they ended and counts up `drained`, which frees the
 //! place. A claim is in memory only: no row is touched before the handler runs.
 
-use crate::job::{JobId, JobRef, MAX_HANDLER_NAME, Place};
+use crate::job::{JobId, JobRef, MAX_HANDLER_NAME, Tid};
 use crate::pg::clock::Timestamp;
 use crate::pg::latch::Process;
 use crate::pg::lwlock;
@@ -58,9 +58,9 @@ pub struct Assignment {
     /// Since when it could have run.
     pub due_at: Timestamp,
     /// Of its row in the queue.
-    pub place: Place,
+    pub tid: Tid,
     /// Of its row in the job table, at the submission.
-    pub row_place: Place,
+    pub row_tid: Tid,
     /// Was running when the server crashed.
     pub suspect: bool,
     pub action: Action,

@@ -227,8 +227,8 @@ impl Dispatcher {
             max_attempts: waiting.max_attempts.unwrap_or(0),
             enqueued_at: waiting.enqueued_at,
             due_at: waiting.run_at,
-            place: waiting.place,
-            row_place: waiting.row_place,
+            tid: waiting.tid,
+            row_tid: waiting.row_tid,
             suspect: key.timing == Timing::Quarantine,
             action,
         }

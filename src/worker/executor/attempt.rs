@@ -115,7 +115,7 @@ fn call(
             if shares == Shares::Completion {
                 returned.push(Returned {
                     assignment: job.assignment,
-                    place: job.place,
+                    tid: job.tid,
                     result,
                     started_at: run.started_at,
                 });

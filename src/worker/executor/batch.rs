@@ -2,7 +2,7 @@
 
 use super::{Executor, PATIENCE, run};
 use crate::handler::Handler;
-use crate::job::{JobId, Place};
+use crate::job::{JobId, Tid};
 use crate::job_table::Statements;
 use crate::pg::error::forget_cancel;
 use crate::pg::guc;
@@ -35,7 +35,7 @@ pub struct Job {
     pub handler: Rc<Handler>,
     pub payload: HeldDatum,
     /// Of its row.
-    pub place: Place,
+    pub tid: Tid,
     /// It is ours: the dispatcher can no longer take it back.
     taken: bool,
     /// It may not share a commit.
@@ -43,8 +43,8 @@ pub struct Job {
 }
 
 impl Job {
-    fn new(number: u64, assignment: Assignment, handler: Rc<Handler>, payload: HeldDatum, place: Place) -> Self {
-        Self { number, assignment, handler, payload, place, taken: false, alone: false }
+    fn new(number: u64, assignment: Assignment, handler: Rc<Handler>, payload: HeldDatum, tid: Tid) -> Self {
+        Self { number, assignment, handler, payload, tid, taken: false, alone: false }
     }
 
     /// Makes it ours. False: the dispatcher was quicker.
@@ -169,8 +169,8 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
                         let payload = row.and_then(|(rows, row)| rows.hold(row, 2, &executor.memory));
                         let payload = payload.unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
                         *bytes += payload.size();
-                        let place = row.map_or(0, |(rows, row)| rows.place(row, 3));
-                        Loaded::Ready(Job::new(*number, *assignment, handler, payload, place))
+                        let tid = row.map_or(0, |(rows, row)| rows.tid(row, 3));
+                        Loaded::Ready(Job::new(*number, *assignment, handler, payload, tid))
                     }
                 };
                 loaded.push(one);
@@ -185,24 +185,24 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
 /// What was read of the rows of jobs, by their ids.
 struct Found {
     rows: Vec<Rows>,
-    places: HashMap<JobId, (usize, usize)>,
+    by_id: HashMap<JobId, (usize, usize)>,
 }
 
 impl Found {
     /// Payloads that lie outside of the rows are not read yet.
     fn read(statements: &Statements, jobs: &[Numbered]) -> Self {
-        let mut found = Self { rows: Vec::new(), places: HashMap::with_capacity(jobs.len()) };
+        let mut found = Self { rows: Vec::new(), by_id: HashMap::with_capacity(jobs.len()) };
         // A plan that was made when the table was small would read all of it when it is not.
         guc::nested(|| {
             guc::set_local(c"enable_seqscan", "off");
             guc::set_local(c"enable_tidscan", "on");
             // Or it would be planned anew each time, for as many rows as it is given.
             guc::set_local(c"plan_cache_mode", "force_generic_plan");
-            if let Some(in_place) = &statements.load_in_place {
-                let places = jobs.iter().map(|(_, assignment)| assignment.row_place);
-                found.add(in_place.read(&[spi::places(places)], 0));
+            if let Some(by_tid) = &statements.load_by_tid {
+                let tids = jobs.iter().map(|(_, assignment)| assignment.row_tid);
+                found.add(by_tid.read(&[spi::tids(tids)], 0));
             }
-            let moved = |(_, assignment): &&Numbered| !found.places.contains_key(&assignment.id);
+            let moved = |(_, assignment): &&Numbered| !found.by_id.contains_key(&assignment.id);
             let moved: Vec<&JobId> = jobs.iter().filter(moved).map(|(_, assignment)| &assignment.id).collect();
             if !moved.is_empty() {
                 found.add(statements.load_many.read(&[spi::uuids(moved.into_iter())], 0));
@@ -214,14 +214,14 @@ impl Found {
     fn add(&mut self, rows: Rows) {
         for row in 0..rows.processed {
             if let Some(id) = rows.uuid(row, 4) {
-                self.places.entry(id).or_insert((self.rows.len(), row));
+                self.by_id.entry(id).or_insert((self.rows.len(), row));
             }
         }
         self.rows.push(rows);
     }
 
     fn get(&self, id: &JobId) -> Option<(&Rows, usize)> {
-        self.places.get(id).map(|(rows, row)| (&self.rows[*rows], *row))
+        self.by_id.get(id).map(|(rows, row)| (&self.rows[*rows], *row))
     }
 }
 

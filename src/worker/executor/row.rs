@@ -4,7 +4,7 @@ use super::Executor;
 use super::batch::Job;
 use super::group::COMPANY;
 use crate::catalog;
-use crate::job::Place;
+use crate::job::Tid;
 use crate::job_table::Statements;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
@@ -59,7 +59,7 @@ pub fn complete(
 pub struct Returned {
     pub assignment: Assignment,
     /// Of the job's row, when it was loaded.
-    pub place: Place,
+    pub tid: Tid,
     pub result: Option<HeldDatum>,
     pub started_at: Timestamp,
 }
@@ -82,7 +82,7 @@ pub fn complete_together(executor: &mut Executor, returned: &[Returned]) {
 
 /// How many rows it reached.
 fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
-    let (ids, places) = (jobs.iter().map(|job| &job.assignment.id), jobs.iter().map(|job| job.place));
+    let (ids, tids) = (jobs.iter().map(|job| &job.assignment.id), jobs.iter().map(|job| job.tid));
     let (attempts, starts) = (jobs.iter().map(|job| job.assignment.attempt), jobs.iter().map(|job| job.started_at));
     let refs = jobs.iter().map(|job| job.assignment.job()).collect();
     guc::nested(|| {
@@ -95,14 +95,14 @@ fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
         submit::while_finishing(refs, || {
             spi::connect(|| {
                 let arguments = [
-                    spi::places(places),
+                    spi::tids(tids),
                     spi::uuids(ids),
                     spi::jsonbs(jobs.iter().map(|job| job.result.map(|held| held.0))),
                     spi::int4s(attempts),
                     spi::timestamps(starts),
                     spi::timestamp(clock::now()),
                 ];
-                let reached = table.complete_in_place.execute(&arguments, 0).processed;
+                let reached = table.complete_by_tid.execute(&arguments, 0).processed;
                 if reached == jobs.len() {
                     return reached;
                 }
