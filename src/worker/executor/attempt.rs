@@ -36,17 +36,19 @@ pub fn current() -> Option<Current> {
     CURRENT.get()
 }
 
-/// Does with a job what its assignment says. `left` is how long it may take because finished jobs wait for it. A job that shares
-/// its completion goes to `returned` instead of being completed.
-pub fn run(
-    executor: &mut Executor,
-    job: &Job,
-    shares: Shares,
-    left: Option<Duration>,
-    returned: &mut Vec<Returned>,
-) -> Run {
+/// What a job owes to those that it shares its transaction with.
+pub struct Company<'a> {
+    pub shares: Shares,
+    /// How long it may take because finished jobs wait for it.
+    pub left: Option<Duration>,
+    /// Where it goes, instead of being completed, if it shares its completion.
+    pub returned: &'a mut Vec<Returned>,
+}
+
+/// Does with a job what its assignment says.
+pub fn run(executor: &mut Executor, job: &Job, company: Company) -> Run {
     match job.assignment.action {
-        Action::Run => call(executor, job, shares, left, returned),
+        Action::Run => call(executor, job, company),
         Action::Fail => {
             let mut run = Run::of(job, Ended::Failed);
             timer::arm(PATIENCE);
@@ -68,13 +70,7 @@ pub fn run(
     }
 }
 
-fn call(
-    executor: &mut Executor,
-    job: &Job,
-    shares: Shares,
-    left: Option<Duration>,
-    returned: &mut Vec<Returned>,
-) -> Run {
+fn call(executor: &mut Executor, job: &Job, Company { shares, left, returned }: Company) -> Run {
     let slot = executor.slot;
     let mut run = Run::of(job, Ended::Completed);
     let line = announce(job);

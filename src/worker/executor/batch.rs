@@ -1,6 +1,6 @@
 //! A batch: what is in the mailbox, loaded in one short transaction, then run.
 
-use super::{Executor, PATIENCE, run};
+use super::{Executor, PATIENCE, run, settle};
 use crate::handler::Handler;
 use crate::job::{JobId, Tid};
 use crate::job_table::Statements;
@@ -88,11 +88,11 @@ pub fn process(executor: &mut Executor, numbers: Range<u64>) -> bool {
             }
             Loaded::Obsolete(number, assignment) => {
                 run::all(executor, std::mem::take(&mut ready));
-                run::discard(executor, number, &assignment);
+                settle::discard(executor, number, &assignment);
             }
             Loaded::Missing(number, assignment) => {
                 run::all(executor, std::mem::take(&mut ready));
-                run::postpone(executor, number, &assignment);
+                settle::postpone(executor, number, &assignment);
             }
         }
     }

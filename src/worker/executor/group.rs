@@ -5,7 +5,7 @@
 //! ones are committed, at no cost in attempts. The same happens when the commit itself fails (a deferred
 //! constraint): every job of the group runs again alone, and whoever is to blame fails alone.
 
-use super::attempt;
+use super::attempt::{self, Company};
 use super::batch::{Job, LIMIT};
 use super::outcome::Ended;
 use super::row::{self, Returned};
@@ -96,7 +96,7 @@ impl Group {
                 continue;
             }
             self.shared |= shares != Shares::Nothing;
-            let run = attempt::run(executor, job, shares, left, &mut self.returned);
+            let run = attempt::run(executor, job, Company { shares, left, returned: &mut self.returned });
             if matches!(run.ended, Ended::Overran) {
                 job.alone = true;
                 break;

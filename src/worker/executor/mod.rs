@@ -4,14 +4,15 @@
 //! A batch is what is in the mailbox. First it is loaded in a transaction of its own, so that a handler that
 //! runs for an hour holds no lock on the job table (`batch`). Then it is run (`run`): jobs of handlers that are known to be
 //! short share a commit, a subtransaction each; anything else has a commit of its own (`group`). Between two jobs the session
-//! is made as clean as a new one (`attempt`). What they write into their rows is in `row` and `outcome`, what others are told
-//! after the commit in `settle`.
+//! is made as clean as a new one (`attempt`). What they write into their rows is in `row` and `outcome`, how they go back into
+//! the queue in `put_back`, what others are told after the commit in `settle`.
 
 mod attempt;
 mod batch;
 mod group;
 mod outcome;
 mod pace;
+mod put_back;
 mod row;
 mod run;
 mod settle;

@@ -1,10 +1,10 @@
 //! How a run ends, written down: completion inside the job's own subtransaction, setbacks after it was rolled back.
 
 use super::batch::Job;
+use super::put_back::{after, back_off, conflict, fail_later, own_limit, retreat};
 use super::row;
 use super::{Executor, PATIENCE};
 use crate::catalog;
-use crate::gucs;
 use crate::job::{Setback, Timing};
 use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
@@ -14,14 +14,10 @@ use crate::pg::memory::{Context, HeldDatum};
 use crate::pg::role::bookkeeping;
 use crate::pg::{guc, spi, timer, xact};
 use crate::protocol::{self, Ending};
-use crate::retry;
-use crate::shmem::{Assignment, Interrupt, monotone_now};
+use crate::shmem::{Assignment, Interrupt};
 use crate::submit;
 use pgrx::PgSqlErrorCode;
 use std::time::Duration;
-
-/// When what a client was in the way of is tried again.
-const SOON: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -64,15 +60,6 @@ pub fn withdrawn(executor: &mut Executor, job: &Job, started_at: Timestamp) -> E
 /// Deletes the queue's row of a job whose own row is finished or gone.
 pub fn take_out(assignment: &Assignment) {
     row::fence(assignment);
-}
-
-/// Puts a job back whose row is not there, for longer every time; it is given up when the log of its attempts would be, too.
-pub fn postpone(assignment: &Assignment) -> Ended {
-    if clock::now() - assignment.enqueued_at > gucs::attempts_retention().as_micros() as i64 {
-        row::fence(assignment);
-        return Ended::Withdrawn;
-    }
-    bookkeeping(|| spi::connect(|| put_back_longer(assignment, gucs::poll_interval())))
 }
 
 /// Was it somebody else's transaction that was in the way?
@@ -141,33 +128,6 @@ pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
 /// transaction open: the executor has others to look after.
 fn briefly<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
     xact::subtransaction(line, keep, || guc::with_lock_timeout(Duration::from_secs(1), f))
-}
-
-fn after(delay: Duration) -> Timestamp {
-    monotone_now() + delay.as_micros().min(i64::MAX as u128 / 4) as i64
-}
-
-/// A deadlock or a serialization failure: soon again, and for a few times free of charge.
-fn conflict(job: &Job, error: &PgError, started_at: Timestamp) -> Option<Ended> {
-    bookkeeping(|| {
-        spi::connect(|| {
-            let before = catalog::conflicts(job.assignment.job());
-            if !protocol::is_free(before) {
-                return None;
-            }
-            let run_at = after(retry::conflict_delay(before + 1, random_unit()));
-            if catalog::put_back_free(&job.assignment, run_at).is_none() {
-                return Some(Ended::Withdrawn);
-            }
-            let document = catalog::error_document(error);
-            catalog::log_attempt(&job.assignment, Setback::Conflict, document, started_at, own_pid());
-            Some(Ended::Retry(run_at))
-        })
-    })
-}
-
-fn own_limit(assignment: &Assignment) -> Option<i32> {
-    (assignment.max_attempts > 0).then_some(assignment.max_attempts)
 }
 
 fn setback_of(executor: &mut Executor, job: &Job, setback: Setback, error: &PgError, started_at: Timestamp) -> Ended {
@@ -241,7 +201,7 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
     failed.unwrap_or_else(|error| {
         submit::not_finishing();
         let retreated = briefly(&line, &keep, || match is_disturbed(&error) && !overran {
-            true => fail_later(job),
+            true => fail_later(job, &error, started_at),
             false => retreat(job, &error, started_at),
         });
         retreated.unwrap_or_else(|second| unrecorded(&second))
@@ -254,49 +214,4 @@ fn unrecorded(error: &PgError) -> Ended {
     }
     error.without_data().log();
     Ended::Refused
-}
-
-/// A client was in the way for a second, and is not any more: the setback is an ordinary one, but for the row, whose progress is left
-/// as it is. After the last attempt the failure is written soon.
-fn back_off(job: &Job, setback: Setback, error: &PgError, started_at: Timestamp) -> Ended {
-    let policy = job.handler.policy(own_limit(&job.assignment));
-    let run_at = after(policy.delay_after(job.assignment.attempt, random_unit()).unwrap_or(SOON));
-    put_back(job, setback, error, started_at, run_at)
-}
-
-/// The same where the attempts are used up: the last error has to stay the handler's.
-fn fail_later(job: &Job) -> Ended {
-    bookkeeping(|| spi::connect(|| put_back_longer(&job.assignment, SOON)))
-}
-
-/// Puts the job back without charging the attempt, for longer every time.
-fn put_back_longer(assignment: &Assignment, delay: Duration) -> Ended {
-    let before = catalog::conflicts(assignment.job());
-    let delay = retry::Policy { max_attempts: i32::MAX, delay, ..gucs::retry_policy() };
-    let run_at = after(delay.delay_after(i32::from(before) + 1, 0.0).unwrap_or_default());
-    match catalog::put_back_free(assignment, run_at) {
-        Some(_) => Ended::Retry(run_at),
-        None => Ended::Withdrawn,
-    }
-}
-
-/// The row cannot be written: tries again after the longest delay, and says why in the log of attempts.
-fn retreat(job: &Job, error: &PgError, started_at: Timestamp) -> Ended {
-    let policy = job.handler.policy(own_limit(&job.assignment));
-    let run_at = after(policy.max_delay.max(SOON));
-    put_back(job, Setback::Error, error, started_at, run_at)
-}
-
-fn put_back(job: &Job, setback: Setback, error: &PgError, started_at: Timestamp, run_at: Timestamp) -> Ended {
-    let put_back = bookkeeping(|| {
-        spi::connect(|| {
-            let document = catalog::error_document(error);
-            let put_back = catalog::put_back(&job.assignment, Timing::Retry, run_at, document);
-            if put_back {
-                catalog::log_attempt(&job.assignment, setback, document, started_at, own_pid());
-            }
-            put_back
-        })
-    });
-    if put_back { Ended::Retry(run_at) } else { Ended::Withdrawn }
 }

@@ -8,7 +8,6 @@ use super::{Executor, attempt};
 use crate::pg::error::PgError;
 use crate::pg::{clock, xact};
 use crate::protocol;
-use crate::shmem::{Assignment, ClaimState};
 use std::sync::atomic::Ordering;
 
 /// Runs the jobs in order.
@@ -59,37 +58,6 @@ fn give_up(executor: &mut Executor, job: &mut Job, error: PgError) {
             error.without_data().log();
             second.without_data().log();
         }
-    }
-    settle(executor, &[run]);
-}
-/// Takes a job out of the queue whose row is finished already.
-pub fn discard(executor: &mut Executor, number: u64, assignment: &Assignment) {
-    without_handler(executor, number, assignment, |assignment| {
-        outcome::take_out(assignment);
-        Ended::Withdrawn
-    });
-}
-
-/// Lets a job wait whose row is not there.
-pub fn postpone(executor: &mut Executor, number: u64, assignment: &Assignment) {
-    without_handler(executor, number, assignment, outcome::postpone);
-}
-
-/// Settles a job that is not run, in a transaction of its own.
-fn without_handler(
-    executor: &mut Executor,
-    number: u64,
-    assignment: &Assignment,
-    settle_as: impl FnOnce(&Assignment) -> Ended,
-) {
-    if !executor.slot.claim(number).take(ClaimState::Running) {
-        executor.slot.passed.store(number + 1, Ordering::Release);
-        return;
-    }
-    let mut run = Run::without_handler(number, assignment);
-    match xact::transaction(|| settle_as(assignment)) {
-        Ok(ended) => run.ended = ended,
-        Err(error) => error.without_data().log(),
     }
     settle(executor, &[run]);
 }

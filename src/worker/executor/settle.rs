@@ -1,12 +1,13 @@
-//! After the commit: who has to know how the runs ended.
+//! After the commit: who has to know how the runs ended; and jobs that come to an end without a run.
 
 use super::Executor;
 use super::batch::Job;
-use super::outcome::Ended;
+use super::outcome::{self, Ended};
+use super::put_back;
 use crate::job::{LaneKey, Timing};
 use crate::journal;
-use crate::pg::clock;
 use crate::pg::error::forget_cancel;
+use crate::pg::{clock, xact};
 use crate::shmem::{Assignment, ClaimState, Note, REFUSED, WaiterSlot};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -93,4 +94,36 @@ fn count(executor: &mut Executor, run: &Run, handler: &str) {
         counts.total_wait += waited;
         counts.max_wait = counts.max_wait.max(waited);
     });
+}
+
+/// Takes a job out of the queue whose row is finished already.
+pub fn discard(executor: &mut Executor, number: u64, assignment: &Assignment) {
+    without_handler(executor, number, assignment, |assignment| {
+        outcome::take_out(assignment);
+        Ended::Withdrawn
+    });
+}
+
+/// Lets a job wait whose row is not there.
+pub fn postpone(executor: &mut Executor, number: u64, assignment: &Assignment) {
+    without_handler(executor, number, assignment, put_back::postpone);
+}
+
+/// Settles a job that is not run, in a transaction of its own.
+fn without_handler(
+    executor: &mut Executor,
+    number: u64,
+    assignment: &Assignment,
+    settle_as: impl FnOnce(&Assignment) -> Ended,
+) {
+    if !executor.slot.claim(number).take(ClaimState::Running) {
+        executor.slot.passed.store(number + 1, Ordering::Release);
+        return;
+    }
+    let mut run = Run::without_handler(number, assignment);
+    match xact::transaction(|| settle_as(assignment)) {
+        Ok(ended) => run.ended = ended,
+        Err(error) => error.without_data().log(),
+    }
+    settle(executor, &[run]);
 }

@@ -1,0 +1,208 @@
+//! What the dispatcher learns: notes of what was committed, and what it reads of the queue because of them, or at a poll.
+
+use super::complain::runnable;
+use super::lane::Lane;
+use super::{Dispatcher, HOUSEKEEPING, Table};
+use crate::catalog;
+use crate::gucs;
+use crate::handler;
+use crate::job::{JobRef, LaneKey, Timing};
+use crate::pg::{clock, database, relation};
+use crate::protocol::{self, Reading};
+use crate::shmem::{self, Note};
+use pgrx::pg_sys::Oid;
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Lanes beyond which the empty ones are forgotten.
+const LANES: usize = 1000;
+
+/// What others have told, taken before the snapshot in which it is looked for.
+pub struct News {
+    pub poll: bool,
+    handlers_version: u64,
+    withdrawn: bool,
+    /// None: more than could be kept.
+    notes: Option<Vec<Note>>,
+}
+
+impl Dispatcher {
+    pub fn must_look(&self) -> bool {
+        Instant::now() >= self.next_poll
+            || self.handlers_version != Some(self.slot.handlers_version.load(Ordering::Acquire))
+            || self.slot.withdrawn.load(Ordering::Acquire)
+            || self.slot.has_notes()
+            || self.lanes_want_a_look()
+    }
+
+    /// Is there a lane to be read on, or one where something has become due?
+    fn lanes_want_a_look(&self) -> bool {
+        let now = shmem::monotone_now();
+        self.lanes.values().any(|lane| lane.is_low() || lane.due_in(now).is_some_and(|wait| wait.is_zero()))
+    }
+
+    pub fn news(&self) -> News {
+        News {
+            poll: Instant::now() >= self.next_poll,
+            handlers_version: self.slot.handlers_version.load(Ordering::Acquire),
+            withdrawn: self.slot.withdrawn.swap(false, Ordering::AcqRel),
+            notes: self.slot.take(),
+        }
+    }
+
+    /// Takes jobs that came with their notes, if that is all there is to it: an idle server need not look into the queue for the
+    /// one job that somebody has just submitted. None: nothing is left to look at.
+    pub fn take_over(&mut self, mut news: News) -> Option<News> {
+        if news.poll || news.withdrawn || self.handlers_version != Some(news.handlers_version) {
+            return Some(news);
+        }
+        let Some(notes) = &mut news.notes else { return Some(news) };
+        notes.retain(|note| !self.accept(note));
+        (!notes.is_empty() || self.lanes_want_a_look()).then_some(news)
+    }
+
+    fn accept(&mut self, note: &Note) -> bool {
+        let Some(job) = note.only() else { return false };
+        let key = note.lane();
+        let known = self.handlers.contains_key(&(key.table, key.handler.clone()));
+        let other = JobRef { table: key.table, id: job.id };
+        if !known || self.claims.contains_key(&other) || self.uncharged.contains(&other) {
+            return false;
+        }
+        match self.lanes.get_mut(&key) {
+            Some(lane) => lane.accept(job),
+            None => {
+                self.lanes.insert(key.clone(), Lane::of(key, job));
+                true
+            }
+        }
+    }
+
+    /// Reads what has changed; inside a transaction that was begun after the news. False: the extension is gone.
+    pub fn look(&mut self, news: News) -> bool {
+        // DROP EXTENSION locks the extension before its tables; so do we, or each would wait for the other.
+        let Some(extension) = database::lock_extension() else { return false };
+        // Another one: the executors' sessions know the functions of the former.
+        if *self.extension.get_or_insert(extension) != extension {
+            return false;
+        }
+        let (poll, version) = (news.poll, news.handlers_version);
+        let handlers_changed = self.handlers_version != Some(version);
+        let first = self.handlers_version.is_none();
+        if poll || handlers_changed {
+            self.restoring = database::is_being_restored();
+        }
+        if poll || handlers_changed {
+            self.handlers = catalog::handlers(None)
+                .into_iter()
+                .map(|handler| ((handler.table, handler.name.clone()), handler))
+                .collect();
+            self.handlers_version = Some(version);
+            self.lanes.values_mut().for_each(|lane| lane.blocked_until = None);
+            self.read_tables();
+        }
+        let notes = news.notes;
+        if poll || handlers_changed || notes.is_none() {
+            self.discover();
+        }
+        if first {
+            self.lanes.keys().for_each(|lane| self.forget_clock(lane));
+        }
+        for note in notes.unwrap_or_default() {
+            self.note(note.lane(), note.run_at);
+        }
+        if news.withdrawn || poll {
+            if catalog::purge_dropped_tables() > 0 {
+                self.lanes.retain(|key, _| relation::owner(Oid::from(key.table)).is_some());
+            }
+            self.verify_claims();
+            self.lanes.values_mut().for_each(Lane::reread);
+        }
+        if poll {
+            let soon = Duration::from_millis(if self.undecided { 100 } else { u64::MAX });
+            self.next_poll = Instant::now() + gucs::poll_interval().min(soon);
+            self.complain_about_unhandled();
+        }
+        if Instant::now() >= self.next_housekeeping {
+            self.next_housekeeping = Instant::now() + HOUSEKEEPING;
+            self.prune_next = true;
+        }
+        let monotone_now = shmem::monotone_now();
+        let (claims, uncharged, skipped) = (&self.claims, &self.uncharged, &mut self.skipped);
+        for lane in self.lanes.values_mut() {
+            lane.fill(monotone_now, |key, job, waiting| {
+                let claimed = claims.get(job).map(|claimed| claimed.enqueued_at);
+                let reading = protocol::on_reading(claimed, waiting.enqueued_at);
+                if reading == Reading::Remember {
+                    skipped.insert(*job, (key.clone(), waiting.run_at));
+                }
+                reading != Reading::Keep || uncharged.contains(job)
+            });
+        }
+        // Empty ones are kept for the place that they remember, unless there are very many.
+        if self.lanes.len() > LANES {
+            self.lanes.retain(|_, lane| !lane.is_empty());
+        }
+        for (table, name) in std::mem::take(&mut self.unhandled) {
+            self.complain_unhandled(table, &name);
+        }
+        true
+    }
+
+    /// Something in this lane is due at `run_at`.
+    pub fn note(&mut self, key: LaneKey, run_at: clock::Timestamp) {
+        if self.handlers_version.is_none() {
+            // Nothing was read yet; the first look is at everything.
+        } else if !self.handlers.contains_key(&(key.table, key.handler.clone())) {
+            // Whoever is not registered yet: the registration has the whole queue looked through.
+            self.unhandled.push((key.table, key.handler));
+        } else if let Some(lane) = self.lanes.get_mut(&key) {
+            lane.note(run_at);
+        } else {
+            self.lanes.insert(key.clone(), Lane::starting_at(key, run_at));
+        }
+    }
+
+    /// Looks for lanes everywhere, and at each from its beginning.
+    fn discover(&mut self) {
+        let handlers = &self.handlers;
+        self.lanes.retain(|key, _| handlers.contains_key(&(key.table, key.handler.clone())));
+        self.lanes.values_mut().for_each(Lane::rewind);
+        for key in catalog::lanes() {
+            if handlers.contains_key(&(key.table, key.handler.clone())) {
+                self.lanes.entry(key).or_insert_with_key(|key| Lane::new(key.clone()));
+            }
+        }
+    }
+
+    /// A delay that was written down while the clock was ahead is as long as it was meant to be only as long as the server knows of
+    /// that, which ends when it does. From then on no delay is longer than the longest there is.
+    fn forget_clock(&self, lane: &LaneKey) {
+        let longest = match lane.timing {
+            Timing::Immediate | Timing::Scheduled => return,
+            Timing::Quarantine => gucs::crash_quarantine(),
+            Timing::Retry => {
+                let own = self.handlers.get(&(lane.table, lane.handler.clone()));
+                let own = own.map_or(Duration::ZERO, |definition| handler::policy(definition, None).max_delay);
+                own.max(gucs::retry_policy().max_delay)
+            }
+        };
+        let longest = longest.as_micros().min(i64::MAX as u128 / 4) as i64;
+        catalog::bring_forward(lane, shmem::monotone_now().saturating_add(longest));
+    }
+
+    /// Reads whose the tables are, and says once why a table's jobs do not run.
+    fn read_tables(&mut self) {
+        let tables: HashSet<u32> = self.handlers.keys().map(|(table, _)| *table).collect();
+        self.tables.clear();
+        for table in tables {
+            let Some(owner) = relation::owner(Oid::from(table)) else { continue };
+            let problem = runnable(owner).err();
+            self.tables.insert(table, Table { owner: owner.to_u32(), runnable: problem.is_none() });
+            if let Some(problem) = problem {
+                self.complain(format!("owner {} {}", owner.to_u32(), problem.sqlstate), &problem);
+            }
+        }
+    }
+}
