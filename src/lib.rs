@@ -62,6 +62,7 @@
 mod api;
 mod catalog;
 mod databases;
+mod destinations;
 mod gucs;
 mod handler;
 mod job;
@@ -70,7 +71,6 @@ mod journal;
 mod notes;
 mod pg;
 mod planted;
-mod priorities;
 mod progress;
 mod protocol;
 mod retry;

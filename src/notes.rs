@@ -2,14 +2,30 @@
 //! the dispatcher and wakes it: one wake-up for a transaction, however many rows it wrote. A wake-up that is lost (a prepared
 //! transaction committed from elsewhere) costs at most poll_interval.
 
-use crate::job::{LaneKey, Waiting};
+use crate::destinations;
+use crate::job::{LaneKey, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 use crate::pg::xact::End;
 use crate::pg::{database, shmem as pg_shmem};
-use crate::priorities;
-use crate::shmem::{self, NOTES, Note, WaiterSlot};
+use crate::shmem::{self, Action, Assignment, DatabaseSlot, NOTES, Note, WaiterSlot, direct};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
+
+/// A job that is in the queue as it was submitted.
+#[derive(Clone, Copy)]
+pub struct Submitted {
+    pub waiting: Waiting,
+    /// See `catalog::Destination`.
+    pub owner: Option<u32>,
+}
+
+impl Submitted {
+    /// Has an executor start it, if one is idle and nothing else is to be done.
+    fn hand_over(&self, slot: &DatabaseSlot, lane: &LaneKey) -> bool {
+        let Some(owner) = self.owner.filter(|_| lane.timing == Timing::Immediate) else { return false };
+        direct::hand_over(slot, owner, &Assignment::new(lane, &self.waiting, 1, Action::Run))
+    }
+}
 
 /// What the current transaction will have to tell when it commits.
 #[derive(Default)]
@@ -18,7 +34,7 @@ struct Pending {
     /// What was done to the queue but for withdrawals, counted.
     changes: usize,
     /// The job of the first change, if that was its submission.
-    first: Option<Waiting>,
+    first: Option<Submitted>,
     withdrawn: bool,
     handlers: bool,
     extension: bool,
@@ -42,7 +58,7 @@ pub fn note_job(lane: LaneKey, run_at: Timestamp) {
 }
 
 /// The same of a submission, or of whatever else was done to the queue.
-pub fn note_change(lane: LaneKey, run_at: Timestamp, submitted: Option<Waiting>) {
+pub fn note_change(lane: LaneKey, run_at: Timestamp, submitted: Option<Submitted>) {
     pending(|p| {
         if p.changes == 0 {
             p.first = submitted;
@@ -65,7 +81,7 @@ pub fn note_withdrawn() {
 
 /// Handlers, or which tables are attached, have changed.
 pub fn note_handlers() {
-    priorities::forget();
+    destinations::forget();
     pending(|p| p.handlers = true);
 }
 
@@ -111,7 +127,7 @@ pub fn on_end(end: End) {
         return;
     };
     let Ok(told) = told else { return };
-    priorities::forget_passing();
+    destinations::forget_passing();
     if let Some(slot) = told.blocked.and_then(shmem::database) {
         slot.blocked_by.store(0, Ordering::Release);
         shmem::rescan();
@@ -136,6 +152,12 @@ pub fn on_end(end: End) {
             WaiterSlot::wake_all(database);
         }
         let only = told.first.filter(|_| end == End::Commit && told.changes == 1 && !told.withdrawn && !told.handlers);
+        if let (Some(only), Some((lane, _))) = (&only, told.lanes.first())
+            && only.hand_over(slot, lane)
+        {
+            return;
+        }
+        let only = only.map(|only| only.waiting);
         let notes: Vec<Note> = told.lanes.iter().filter_map(|(lane, run_at)| Note::new(lane, *run_at, only)).collect();
         if !notes.is_empty() {
             slot.leave(&notes);

@@ -2,9 +2,10 @@
 //! notes of what the dispatcher has to be told when it commits (`notes`).
 
 use crate::catalog::{self, NewJob};
+use crate::destinations;
 use crate::job::{JobRef, Timing, Waiting, format_id, handler_name};
 use crate::job_table::Options;
-use crate::notes;
+use crate::notes::{self, Submitted};
 use crate::pg::call;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::encoding::from_text;
@@ -14,7 +15,6 @@ use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, uuid_bytes};
 use crate::pg::trigger::{Call, Event, Row};
 use crate::planted::{self, Bug};
-use crate::priorities;
 use crate::protocol::{self, Flags};
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::{Cell, RefCell};
@@ -156,12 +156,13 @@ pub enum Taken {
 /// Queues a job for whoever the caller is, and takes the note.
 pub fn queue(new: NewJob, taken: Taken) {
     let new = at_least_one_attempt(new);
-    let quick = priorities::of(new.job.table, &new.handler).and_then(|priority| catalog::insert(&new, priority));
+    let quick = destinations::of(new.job.table, &new.handler)
+        .and_then(|destination| Some((catalog::insert(&new, destination.priority)?, destination.owner)));
     match quick {
-        Some((lane, tid)) => {
+        Some(((lane, tid), owner)) => {
             let NewJob { job, run_at, enqueued_at, max_attempts, row_tid, .. } = new;
             let waiting = Waiting { id: job.id, run_at, enqueued_at, attempts: 0, max_attempts, tid, row_tid };
-            notes::note_change(lane, run_at, Some(waiting));
+            notes::note_change(lane, run_at, Some(Submitted { waiting, owner }));
         }
         None => requeue(new, taken),
     }

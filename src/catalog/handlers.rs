@@ -76,11 +76,25 @@ pub fn register(new: &NewHandler) {
     );
 }
 
-/// The priority that the handler gives to its jobs.
-pub fn handler_priority(of: u32, name: &str) -> Option<i16> {
-    statement!("SELECT priority FROM background_jobs.handler WHERE job_table = $1 AND name = $2", [OID, TEXT])
-        .execute(&[table(of), text(name)], 1)
-        .get(0, 1)
+/// What a submission has to know of its handler.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Destination {
+    /// That the handler gives to its jobs.
+    pub priority: i16,
+    /// The owner whose executors may run any number of its jobs at once. None: it is limited, or not registered for the owner of
+    /// the table as it is.
+    pub owner: Option<u32>,
+}
+
+pub fn destination(of: u32, name: &str) -> Destination {
+    let rows = statement!(
+        "SELECT h.priority, c.relowner FROM background_jobs.handler h
+           LEFT JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner AND h.concurrency IS NULL
+          WHERE h.job_table = $1 AND h.name = $2",
+        [OID, TEXT]
+    )
+    .execute(&[table(of), text(name)], 1);
+    Destination { priority: rows.get(0, 1).unwrap_or(0), owner: rows.get::<Oid>(0, 2).map(Oid::to_u32) }
 }
 
 pub fn unregister(of: u32, name: &str) -> bool {

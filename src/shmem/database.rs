@@ -99,6 +99,8 @@ pub struct DatabaseSlot {
     pub starving: AtomicU32,
     /// Nothing is handed out, so notes can wait for the next poll or reload. Written by the dispatcher.
     pub paused: AtomicBool,
+    /// See `shmem::direct`. Written by the dispatcher under the lock.
+    quiet: AtomicBool,
     /// Are there notes? Written under the lock.
     noted: AtomicBool,
     /// Notes not yet read: written and read under the lock.
@@ -162,6 +164,17 @@ impl DatabaseSlot {
         self.dispatcher.wake();
     }
 
+    /// From here on sessions may hand jobs over themselves, or may not any more.
+    pub fn set_quiet(&self, quiet: bool) {
+        if quiet != self.is_quiet() {
+            lwlock::with(true, || self.quiet.store(quiet, Ordering::Release));
+        }
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Acquire)
+    }
+
     pub fn change_handlers(&self) {
         self.handlers_version.fetch_add(1, Ordering::AcqRel);
         self.dispatcher.wake();
@@ -186,6 +199,7 @@ impl DatabaseSlot {
         self.evicted.store(false, Ordering::Release);
         self.starving.store(0, Ordering::Release);
         self.paused.store(false, Ordering::Release);
+        self.set_quiet(false);
         // What was committed while nobody had the slot was counted nowhere.
         self.handlers_version.fetch_add(1, Ordering::AcqRel);
         self.database.store(database, Ordering::Release);

@@ -4,12 +4,13 @@
 //! executor goes through them in order; the dispatcher reads how they ended and counts up `drained`, which frees the
 //! place. A claim is in memory only: no row is touched before the handler runs.
 
-use crate::job::{JobId, JobRef, MAX_HANDLER_NAME, Tid};
+use crate::job::{JobId, JobRef, LaneKey, MAX_HANDLER_NAME, Tid, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 use crate::pg::latch::Process;
 use crate::pg::lwlock;
 use crate::pg::shmem::{Cell, shared};
 pub use crate::protocol::{Action, ClaimState, Interrupt};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// Claims that an executor can hold at once: one batch that it runs, and one that waits behind it.
@@ -67,6 +68,24 @@ pub struct Assignment {
 }
 
 impl Assignment {
+    /// What is to be done about a job of this lane.
+    pub fn new(lane: &LaneKey, waiting: &Waiting, attempt: i32, action: Action) -> Self {
+        Self {
+            table: lane.table,
+            id: waiting.id,
+            handler: Name::new(&lane.handler),
+            priority: lane.priority,
+            attempt,
+            max_attempts: waiting.max_attempts.unwrap_or(0),
+            enqueued_at: waiting.enqueued_at,
+            due_at: waiting.run_at,
+            tid: waiting.tid,
+            row_tid: waiting.row_tid,
+            suspect: lane.timing == Timing::Quarantine,
+            action,
+        }
+    }
+
     pub fn job(&self) -> JobRef {
         JobRef { table: self.table, id: self.id }
     }
@@ -75,8 +94,7 @@ impl Assignment {
 #[repr(C)]
 pub struct Claim {
     state: AtomicU32,
-    /// Written by the dispatcher under the lock while the claim is Empty; readable by the executor from Pending on,
-    /// by others under the lock.
+    /// Written under the lock while the claim is Empty; readable by the executor from Pending on, by others under the lock.
     assignment: Cell<Assignment>,
     /// How long the handler ran, in microseconds, or `REFUSED`. Written by the executor before Done.
     pub run_us: AtomicU64,
@@ -139,8 +157,11 @@ pub struct ExecutorSlot {
     pub evicted: AtomicBool,
     /// When the current owner got the slot, in monotonic nanoseconds.
     pub since_ns: AtomicU64,
-    /// Claims handed out so far. Written by the dispatcher under the lock.
+    /// Claims handed out so far. Written under the lock.
     handed: AtomicU64,
+    /// Claims that the dispatcher knows of: all but those that sessions handed over (`shmem::direct`) since it looked. Written by the
+    /// dispatcher.
+    pub booked: AtomicU64,
     /// Claims that the executor is through with. Written by the executor.
     pub passed: AtomicU64,
     /// Claims whose end the dispatcher has seen. Written by the dispatcher.
@@ -213,17 +234,35 @@ impl ExecutorSlot {
     /// Hands out a job; the dispatcher's side. Returns the claim's number, or none if the executor takes no more.
     pub fn hand(&self, assignment: &Assignment) -> Option<u64> {
         lwlock::with(true, || {
-            if self.state() != SlotState::Ready || self.room() == 0 {
-                return None;
-            }
-            let number = self.handed();
-            let claim = self.claim(number);
-            claim.assignment.set(*assignment);
-            claim.run_us.store(0, Ordering::Relaxed);
-            claim.set(ClaimState::Pending);
-            self.handed.store(number + 1, Ordering::Release);
+            let number = self.put(assignment)?;
+            self.booked.store(number + 1, Ordering::Release);
             Some(number)
         })
+    }
+
+    /// Puts a claim into the mailbox; under the lock. Returns its number, or none: see `hand`.
+    pub fn put(&self, assignment: &Assignment) -> Option<u64> {
+        if self.state() != SlotState::Ready || self.room() == 0 {
+            return None;
+        }
+        let number = self.handed();
+        let claim = self.claim(number);
+        claim.assignment.set(*assignment);
+        claim.run_us.store(0, Ordering::Relaxed);
+        claim.set(ClaimState::Pending);
+        self.handed.store(number + 1, Ordering::Release);
+        Some(number)
+    }
+
+    /// The numbers of the claims that the dispatcher does not know of, until now; under the lock.
+    pub fn take_unbooked(&self) -> Range<u64> {
+        let handed = self.handed();
+        self.booked.swap(handed, Ordering::AcqRel)..handed
+    }
+
+    /// The claims whose end the dispatcher has not seen yet; under the lock.
+    pub fn undrained(&self) -> impl Iterator<Item = Assignment> {
+        (self.drained.load(Ordering::Acquire)..self.handed()).map(|number| self.claim(number).assignment())
     }
 
     /// Stops taking jobs if none is waiting; both sides may ask for it.
@@ -277,7 +316,7 @@ impl ExecutorSlot {
         for claim in &self.claims {
             claim.set(ClaimState::Empty);
         }
-        for counter in [&self.handed, &self.passed, &self.drained, &self.running, &self.interrupt] {
+        for counter in [&self.handed, &self.booked, &self.passed, &self.drained, &self.running, &self.interrupt] {
             counter.store(0, Ordering::Release);
         }
         for bits in [&self.progress, &self.flushed, &self.gate] {

@@ -5,6 +5,7 @@
 //! "The lock" is the extension's one lightweight lock; it is held for a few instructions and never across a wait.
 
 mod database;
+pub mod direct;
 mod executor;
 mod waiter;
 mod writer;

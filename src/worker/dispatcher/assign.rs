@@ -10,7 +10,7 @@ use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::pg::clock;
 use crate::protocol;
-use crate::shmem::{self, Assignment, ExecutorSlot, Name, SlotState};
+use crate::shmem::{self, Assignment, ExecutorSlot, SlotState};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -218,19 +218,6 @@ impl Dispatcher {
             None => gucs::retry_policy().max_attempts,
         };
         let (attempt, action) = protocol::next_attempt(waiting.attempts, limit);
-        Assignment {
-            table: key.table,
-            id: waiting.id,
-            handler: Name::new(&key.handler),
-            priority: key.priority,
-            attempt,
-            max_attempts: waiting.max_attempts.unwrap_or(0),
-            enqueued_at: waiting.enqueued_at,
-            due_at: waiting.run_at,
-            tid: waiting.tid,
-            row_tid: waiting.row_tid,
-            suspect: key.timing == Timing::Quarantine,
-            action,
-        }
+        Assignment::new(key, waiting, attempt, action)
     }
 }

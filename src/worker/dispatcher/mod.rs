@@ -119,6 +119,8 @@ pub fn main(argument: u64) {
     guc::notice_deadlocks_first();
     bgworker::report_application_name(DISPATCHER);
     bgworker::report_activity(None);
+    // The one before may have ended in its sleep.
+    slot.set_quiet(false);
     let mut dispatcher = Dispatcher::new(slot, database);
     dispatcher.roster.adopt(database, &mut dispatcher.claims);
     run(|| dispatcher.tick());
@@ -160,6 +162,10 @@ impl Dispatcher {
     }
 
     fn tick(&mut self) -> Next {
+        if self.slot.is_quiet() {
+            self.slot.set_quiet(false);
+            self.roster.book(self.database, &mut self.claims);
+        }
         let penalty = self.not_before.saturating_duration_since(Instant::now());
         if !penalty.is_zero() {
             return Next::Sleep(Some(penalty));
@@ -197,7 +203,20 @@ impl Dispatcher {
             self.prune();
         }
         // What was drained may have left something to look at.
-        if self.must_look() { Next::Again } else { Next::Sleep(Some(self.sleep())) }
+        if self.must_look() {
+            return Next::Again;
+        }
+        self.slot.set_quiet(enabled && self.has_nothing_to_hand_out());
+        Next::Sleep(Some(self.sleep()))
+    }
+
+    /// May others hand out what is submitted from now on, until the next tick?
+    fn has_nothing_to_hand_out(&self) -> bool {
+        !self.restoring
+            && self.handlers_version.is_some()
+            && self.restarts.is_empty()
+            && self.uncharged.is_empty()
+            && self.lanes.values().all(|lane| lane.first().is_none())
     }
 
     /// Our own statements failed: say so, once in a while, and try again.

@@ -43,11 +43,21 @@ pub struct Roster {
 impl Roster {
     /// Takes over what a dispatcher before this one has handed out.
     pub fn adopt(&mut self, database: u32, claims: &mut HashMap<JobRef, Claimed>) {
-        for (executor, slot) in shmem::executors().iter().enumerate() {
-            if !slot.in_database(database) {
-                continue;
-            }
-            for number in slot.drained.load(Ordering::Acquire)..slot.handed() {
+        for slot in shmem::executors().iter().filter(|slot| slot.in_database(database)) {
+            slot.booked.store(slot.drained.load(Ordering::Acquire), Ordering::Release);
+        }
+        self.book(database, claims);
+    }
+
+    /// Books what sessions have handed over (`shmem::direct`).
+    pub fn book(&mut self, database: u32, claims: &mut HashMap<JobRef, Claimed>) {
+        let ours = |(_, slot): &(usize, &ExecutorSlot)| slot.in_database(database);
+        let unbooked: Vec<_> = lwlock::with(true, || {
+            let ours = shmem::executors().iter().enumerate().filter(ours);
+            ours.map(|(executor, slot)| (executor, slot, slot.take_unbooked())).collect()
+        });
+        for (executor, slot, numbers) in unbooked {
+            for number in numbers {
                 let claim = slot.claim(number);
                 if !protocol::is_adopted(claim.state()) {
                     continue;

@@ -163,6 +163,10 @@ fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
     // Above READ COMMITTED the job's own completion would fail to serialize after a flush of its progress.
     progress::begin(executor.slot, xact::sees_new_commits());
     executor.slot.begin(job.number);
+    // For its timeout; otherwise its end would be early enough.
+    if executor.slot.booked.load(Ordering::Acquire) <= job.number {
+        executor.wake_dispatcher();
+    }
     // It may have been asked for before there was something to interrupt.
     signal::interrupt_self();
 }

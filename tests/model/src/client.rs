@@ -1,10 +1,11 @@
 //! Clients: statements on rows, the triggers that they fire, COMMIT and ROLLBACK.
 
+use crate::dispatcher;
 use crate::history::Broken;
 use crate::job::Timing;
 use crate::machine::{Bug, Machine};
 use crate::protocol::{self, Flags, Queued};
-use crate::state::{Job, Lane, Row, State, Transaction, Who, add};
+use crate::state::{Job, Lane, Note, Place, Row, State, Transaction, Who, add};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Statement {
@@ -84,7 +85,7 @@ pub fn run(machine: &Machine, state: &mut State, client: usize, job: Job, statem
         (Statement::Insert, _) => {
             let row = session.new_row();
             session.write(job, Some(row));
-            session.submit(job);
+            session.submit(job, true);
         }
         (_, None) => {}
         (Statement::Cancel, Some(row)) => {
@@ -109,7 +110,7 @@ pub fn run(machine: &Machine, state: &mut State, client: usize, job: Job, statem
             let again = Row { flags: OPEN, failed: false, set_back: false, stamp, ..row };
             // The trigger's WHEN clause lets it pass: the old row is finished.
             session.write(job, Some(again));
-            session.submit(job);
+            session.submit(job, false);
         }
         (Statement::RunNow, Some(row)) => {
             session.write(job, Some(row));
@@ -149,11 +150,22 @@ impl Session<'_> {
         Row { flags: OPEN, failed: false, born: stamp, stamp, set_back: false }
     }
 
-    fn submit(&mut self, job: Job) {
+    /// `inserted`: by a trigger, which found nothing under the id.
+    fn submit(&mut self, job: Job, inserted: bool) {
         let who = self.who();
+        let inserted = inserted && self.state.queued(job, who).is_none();
         let stamp = self.state.history.submit();
         self.state.jobs[job].queued.set(who, Some(Queued::submitted(stamp, Timing::Immediate)));
-        add(&mut self.transaction().notes, (job, Lane::Immediate));
+        self.note((job, Lane::Immediate), inserted.then_some((job, stamp)));
+    }
+
+    fn note(&mut self, note: Note, inserted: Option<(Job, i64)>) {
+        let transaction = self.transaction();
+        if transaction.changes == 0 {
+            transaction.first = inserted;
+        }
+        transaction.changes += 1;
+        add(&mut transaction.notes, note);
     }
 
     fn take_out(&mut self, job: Job) {
@@ -170,9 +182,8 @@ impl Session<'_> {
             let due = queued.make_due();
             self.state.jobs[job].queued.set(who, Some(due));
             let loud = !self.machine.has(Bug::QuietRunNow);
-            let transaction = self.transaction();
-            transaction.withdrawn |= loud;
-            add(&mut transaction.notes, (job, Lane::of(due.timing)));
+            self.transaction().withdrawn |= loud;
+            self.note((job, Lane::of(due.timing)), None);
         }
     }
 
@@ -208,13 +219,29 @@ impl Session<'_> {
             if !old.flags.is_open() {
                 self.state.history.breaks(Broken::Revived);
             }
-            self.submit(to);
+            self.submit(to, true);
         }
     }
 }
 
-/// COMMIT. `told`: the dispatcher hears of it, which it does not after COMMIT PREPARED in a session that wrote nothing.
-pub fn commit(state: &mut State, client: usize, told: bool) {
+/// Whom a commit tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Told {
+    Dispatcher,
+    /// An idle executor is handed the only job that was submitted: `shmem::direct`.
+    Executor(Place),
+    /// After COMMIT PREPARED in a session that wrote nothing.
+    Nobody,
+}
+
+/// The job and the stamp of a transaction that may be handed to an executor at its commit.
+pub fn lone(state: &State, client: usize) -> Option<(Job, i64)> {
+    let transaction = state.clients[client].as_ref()?;
+    transaction.first.filter(|_| transaction.changes == 1 && !transaction.withdrawn)
+}
+
+pub fn commit(state: &mut State, client: usize, told: Told) {
+    let lone = lone(state, client);
     let who = Who::Client(client);
     for job in 0..state.jobs.len() {
         let pair = state.jobs[job];
@@ -228,9 +255,13 @@ pub fn commit(state: &mut State, client: usize, told: bool) {
     let Some(transaction) = state.clients[client].take() else {
         return;
     };
-    if told {
-        state.withdrawn |= transaction.withdrawn;
-        transaction.notes.into_iter().for_each(|note| add(&mut state.notes, note));
+    match (told, lone) {
+        (Told::Nobody, _) => {}
+        (Told::Executor(place), Some((job, stamp))) => dispatcher::hand_over(state, job, stamp, place),
+        _ => {
+            state.withdrawn |= transaction.withdrawn;
+            transaction.notes.into_iter().for_each(|note| add(&mut state.notes, note));
+        }
     }
 }
 

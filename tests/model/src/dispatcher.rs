@@ -4,7 +4,7 @@ use crate::job::Timing;
 use crate::machine::{Bug, Machine};
 use crate::protocol::{self, Action, ClaimState, Interrupt, Reading, Rescue};
 use crate::state::{
-    Assignment, At, Claim, Claimed, Dispatcher, JOBS, Lane, Life, Note, Place, SLOTS, Slot, State, Waiting, add,
+    Assignment, At, Claim, Claimed, Dispatcher, JOBS, Job, Lane, Life, Note, Place, SLOTS, Slot, State, Waiting, add,
 };
 
 /// Claims in a mailbox at most.
@@ -40,11 +40,10 @@ pub fn start(machine: &Machine, state: &mut State) {
     let slots = state.slots.iter().enumerate().filter(|(_, slot)| slot.life != Life::Free);
     for (place, slot) in slots.filter(|_| !machine.has(Bug::NoAdoption)) {
         for (index, claim) in slot.mailbox.iter().enumerate().filter(|(_, claim)| protocol::is_adopted(claim.state)) {
-            let Assignment { job, stamp, attempt, .. } = claim.assignment;
-            let lane = if attempt > 1 { Lane::Retry } else { Lane::Immediate };
-            claims[job] = Some(Claimed { place, index, lane, stamp });
+            claims[claim.assignment.job] = Some(claimed(place, index, claim));
         }
     }
+    state.slots.iter_mut().flat_map(|slot| &mut slot.mailbox).for_each(|claim| claim.booked = true);
     // The launcher has emptied the slot, because everything is looked at.
     state.notes.clear();
     state.withdrawn = false;
@@ -57,6 +56,30 @@ pub fn start(machine: &Machine, state: &mut State) {
         unread: Vec::new(),
         restarts: Vec::new(),
     });
+}
+
+fn claimed(place: Place, index: usize, claim: &Claim) -> Claimed {
+    let Assignment { stamp, attempt, .. } = claim.assignment;
+    let lane = if attempt > 1 { Lane::Retry } else { Lane::Immediate };
+    Claimed { place, index, lane, stamp }
+}
+
+/// The executor that a client may hand this job to: only while the dispatcher is quiet.
+pub fn idle_place(machine: &Machine, state: &State, job: Job) -> Option<Place> {
+    let own = state.dispatcher.as_ref()?;
+    let rests = own.window.is_empty() && own.restarts.is_empty() && state.accused.is_empty() && !own.fresh;
+    let asleep = own.at == At::Ready || machine.has(Bug::NeverQuiet);
+    let same = state.slots.iter().flat_map(|slot| &slot.mailbox).any(|claim| claim.assignment.job == job);
+    let idle = |slot: &Slot| slot.life == Life::Ready && slot.mailbox.len() == slot.passed;
+    (rests && asleep && !same).then(|| state.slots.iter().position(idle)).flatten()
+}
+
+/// `direct::hand_over`
+pub fn hand_over(state: &mut State, job: Job, stamp: i64, place: Place) {
+    let assignment = Assignment { job, stamp, attempt: 1, action: Action::Run, suspect: false };
+    let claim = Claim { assignment, state: ClaimState::Pending, booked: false, refused: false, interrupt: None };
+    state.slots[place].mailbox.push(claim);
+    state.history.handed(job, stamp, 1);
 }
 
 /// What the dispatcher may do now, but for polls and what only time brings.
@@ -119,6 +142,10 @@ pub fn moves(machine: &Machine, state: &State, found: &mut Vec<Move>) {
 pub fn make(machine: &Machine, state: &mut State, what: Move) {
     let Some(mut own) = state.dispatcher.take() else { return };
     let mut acting = Acting { machine, state, own: &mut own };
+    // Once in a tick, which may hand out what it has just read.
+    if acting.own.at == At::Ready && !matches!(what, Move::Assign(..) | Move::Skip(_)) {
+        acting.book();
+    }
     match what {
         Move::TakeNews { poll } => acting.take_news(poll),
         Move::Read => acting.read(),
@@ -154,6 +181,16 @@ struct Acting<'a> {
 }
 
 impl Acting<'_> {
+    /// `Roster::book`
+    fn book(&mut self) {
+        for (place, slot) in self.state.slots.iter_mut().enumerate() {
+            for (index, claim) in slot.mailbox.iter_mut().enumerate().filter(|(_, claim)| !claim.booked) {
+                claim.booked = true;
+                self.own.claims[claim.assignment.job] = Some(claimed(place, index, claim));
+            }
+        }
+    }
+
     fn take_news(&mut self, poll: bool) {
         let withdrawn = std::mem::take(&mut self.state.withdrawn);
         let notes = std::mem::take(&mut self.state.notes);
@@ -325,7 +362,7 @@ impl Acting<'_> {
     fn hand(&mut self, assignment: Assignment, lane: Lane, place: Place) {
         let slot = &mut self.state.slots[place];
         let (index, stamp) = (slot.mailbox.len(), assignment.stamp);
-        slot.mailbox.push(Claim { assignment, state: ClaimState::Pending, refused: false, interrupt: None });
+        slot.mailbox.push(Claim { assignment, state: ClaimState::Pending, booked: true, refused: false, interrupt: None });
         self.own.claims[assignment.job] = Some(Claimed { place, index, lane, stamp });
         if assignment.action == Action::Run {
             self.state.history.handed(assignment.job, stamp, assignment.attempt);

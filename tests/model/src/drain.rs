@@ -1,6 +1,7 @@
 //! Nothing is stuck: from every state, when clients and disasters leave off, a fair schedule makes every job final. With
 //! handlers that return, and with handlers that fail.
 
+use crate::client::Told;
 use crate::dispatcher::{self, Move};
 use crate::executor::{self, Failure};
 use crate::machine::{Action, Machine};
@@ -58,7 +59,7 @@ fn step(machine: &Machine, state: &mut State, mood: Mood) -> bool {
         }
     }
     if let Some(client) = state.clients.iter().position(Option::is_some) {
-        machine.apply(state, Action::Commit { client, told: true });
+        machine.apply(state, Action::Commit { client, told: Told::Dispatcher });
         return true;
     }
     if state.dispatcher.is_none() {

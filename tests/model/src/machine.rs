@@ -1,6 +1,6 @@
 //! The machine: what may happen next, within the scope of a run.
 
-use crate::client::{self, Statement};
+use crate::client::{self, Statement, Told};
 use crate::dispatcher::{self, Move};
 use crate::drain::Memory;
 use crate::executor::{self, Failure};
@@ -42,6 +42,8 @@ pub enum Bug {
     QuietRunNow,
     /// A dispatcher does not ask what the one before it had handed out.
     NoAdoption,
+    /// Clients hand jobs over while the dispatcher is about to read the queue.
+    NeverQuiet,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,7 +51,7 @@ pub enum Action {
     Client(usize, Job, Statement),
     Commit {
         client: usize,
-        told: bool,
+        told: Told,
     },
     RollBack(usize),
     Executor(Place),
@@ -105,10 +107,15 @@ impl Machine {
                 actions.extend(found.into_iter().map(|(job, statement)| Action::Client(client, job, statement)));
             }
             if state.clients[client].is_some() {
-                actions.push(Action::Commit { client, told: true });
+                actions.push(Action::Commit { client, told: Told::Dispatcher });
                 actions.push(Action::RollBack(client));
+                if let Some((job, _)) = client::lone(state, client)
+                    && let Some(place) = dispatcher::idle_place(self, state, job)
+                {
+                    actions.push(Action::Commit { client, told: Told::Executor(place) });
+                }
                 if state.budget.lost > 0 {
-                    actions.push(Action::Commit { client, told: false });
+                    actions.push(Action::Commit { client, told: Told::Nobody });
                 }
             }
         }
@@ -163,7 +170,7 @@ impl Machine {
         let budget = &mut state.budget;
         match action {
             Action::Client(..) => budget.statements -= 1,
-            Action::Commit { told: false, .. } => budget.lost -= 1,
+            Action::Commit { told: Told::Nobody, .. } => budget.lost -= 1,
             Action::Fail(..) | Action::Refuse { .. } | Action::TimeOut(_) => budget.failures -= 1,
             Action::KillExecutor(_) => budget.kills -= 1,
             Action::KillDispatcher => budget.dispatchers -= 1,

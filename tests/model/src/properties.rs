@@ -91,6 +91,9 @@ pub fn all() -> Vec<Property<Machine>> {
                     })
             })
         }),
+        Property::sometimes("a client hands a job to an executor", |_, s: &State| {
+            s.slots.iter().flat_map(|slot| &slot.mailbox).any(|claim| !claim.booked)
+        }),
         Property::sometimes("a claim is taken back", |_, s: &State| {
             s.slots.iter().flat_map(|slot| &slot.mailbox).any(|claim| claim.state == ClaimState::Revoked)
         }),

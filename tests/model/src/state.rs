@@ -63,6 +63,10 @@ pub struct Pair {
 pub struct Transaction {
     pub notes: Vec<Note>,
     pub withdrawn: bool,
+    /// Submissions, and whatever else was done to the queue but for withdrawals.
+    pub changes: u8,
+    /// The first of them, if that was an INSERT.
+    pub first: Option<(Job, i64)>,
 }
 
 /// There is something to read in the lane: the job may be there.
@@ -108,6 +112,8 @@ pub struct Assignment {
 pub struct Claim {
     pub assignment: Assignment,
     pub state: ClaimState,
+    /// The dispatcher knows of it.
+    pub booked: bool,
     /// Ended without having been run, as far as anybody knows.
     pub refused: bool,
     pub interrupt: Option<Interrupt>,

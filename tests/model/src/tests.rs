@@ -71,6 +71,7 @@ fn clients_do_what_they_like_with_a_job_that_runs_and_fails() {
         "a completion waits for a client",
         "a cancel comes too late",
         "a claim is taken back",
+        "a client hands a job to an executor",
     ];
     holds("one job and its client", CLIENTS, &reached);
 }
@@ -200,6 +201,11 @@ fn crashes_that_nobody_charges_are_noticed() {
 #[test]
 fn a_dispatcher_that_adopts_nothing_is_noticed() {
     bites(Bug::NoAdoption, DISPATCHERS, "I6 no two attempts of a job overlap");
+}
+
+#[test]
+fn jobs_handed_over_while_the_dispatcher_looks_are_noticed() {
+    bites(Bug::NeverQuiet, DISPATCHERS, "I6 no two attempts of a job overlap");
 }
 
 #[test]
