@@ -362,7 +362,13 @@ impl Acting<'_> {
     fn hand(&mut self, assignment: Assignment, lane: Lane, place: Place) {
         let slot = &mut self.state.slots[place];
         let (index, stamp) = (slot.mailbox.len(), assignment.stamp);
-        slot.mailbox.push(Claim { assignment, state: ClaimState::Pending, booked: true, refused: false, interrupt: None });
+        slot.mailbox.push(Claim {
+            assignment,
+            state: ClaimState::Pending,
+            booked: true,
+            refused: false,
+            interrupt: None,
+        });
         self.own.claims[assignment.job] = Some(Claimed { place, index, lane, stamp });
         if assignment.action == Action::Run {
             self.state.history.handed(assignment.job, stamp, assignment.attempt);

@@ -12,8 +12,7 @@ const ATTEMPT: &str = "(SELECT attempt FROM background_jobs.current_job())";
 
 /// The attempts kept for a job: number, outcome, SQLSTATE.
 fn attempts(app: &mut App, id: Uuid) -> Vec<(i32, String, Value)> {
-    let query =
-        "SELECT attempt, outcome, error -> 'sqlstate' FROM background_jobs.attempts WHERE job_id = $1 ORDER BY finished_at";
+    let query = "SELECT attempt, outcome, error -> 'sqlstate' FROM background_jobs.attempts WHERE job_id = $1 ORDER BY finished_at";
     app.rows(query, &[&id]).iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
 }
 

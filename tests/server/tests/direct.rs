@@ -1,0 +1,150 @@
+//! A session that commits a single job hands it to an idle executor itself, as long as the dispatcher is quiet. Here the dispatcher
+//! stands still, so that nobody else can have done it.
+
+use server_tests::wait::yes;
+use server_tests::{App, Builder, Cluster, Group, Signal, Uuid, json};
+
+/// As many executors as the tests want at once: none has to give way to another's.
+static SHARED: Group = Group::new(|| {
+    let settings = [("poll_interval", "1min"), ("max_executors", "8")];
+    let with = |builder: Builder, (name, value)| builder.conf(&format!("background_jobs.{name}"), value);
+    settings.into_iter().fold(Cluster::builder(), with).conf("max_worker_processes", "32")
+});
+
+const HELD: &str = "PERFORM note(); PERFORM reach((payload ->> 'n')::int); PERFORM await_gate('go'); RETURN NULL;";
+
+fn pids(app: &App, kind: &str) -> Vec<u32> {
+    let query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background_jobs ' || $1 AND datname = current_database()";
+    app.admin().query(query, &[&kind]).unwrap().iter().map(|row| row.get::<_, i32>(0) as u32).collect()
+}
+
+fn sleeps(pid: &u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+}
+
+/// Waits until these processes have nothing to do. They sleep for a moment between two steps, too, so one look is not enough.
+fn wait_asleep(app: &App, pids: &[u32]) {
+    let mut times = 0;
+    app.cluster.wait_until("the processes to have nothing to do", || {
+        times = if pids.iter().all(sleeps) { times + 1 } else { 0 };
+        yes(times == 20)
+    });
+}
+
+/// The dispatcher, standing still in its sleep until this is dropped.
+struct Still<'a>(&'a Cluster, u32);
+
+impl<'a> Still<'a> {
+    fn new(app: &App<'a>) -> Self {
+        let pids = pids(app, "dispatcher");
+        wait_asleep(app, &pids);
+        app.cluster.kill(pids[0], Signal::SIGSTOP);
+        Self(app.cluster, pids[0])
+    }
+}
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.0.kill(self.1, Signal::SIGCONT);
+    }
+}
+
+/// So many executors are there.
+fn scene(name: &str, executors: usize) -> App<'static> {
+    let mut app = SHARED.app(name);
+    app.handler("noted", "PERFORM note(); RETURN payload -> 'n';");
+    app.handler("held", HELD);
+    let held: Vec<Uuid> = (0..executors).map(|n| app.submit("held", json!({"n": n}))).collect();
+    for n in 0..executors {
+        app.wait_reached(n as i32);
+    }
+    app.open_gate("go");
+    for id in held {
+        app.wait_final(id);
+    }
+    app.sql("DELETE FROM gates");
+    app
+}
+
+/// A job runs at once, if one of the executors is idle that are not at work for long.
+fn runs(app: &mut App) -> Uuid {
+    let executors = pids(app, "executor");
+    wait_asleep(app, &executors);
+    let id = app.submit("noted", json!({"n": 7}));
+    assert_eq!(app.wait_final(id).result, Some(json!(7)));
+    assert_eq!(app.noted(id), 1);
+    id
+}
+
+#[test]
+fn single_jobs_run_while_the_dispatcher_stands_still_and_it_counts_them_later() {
+    let mut app = scene("still", 1);
+    let still = Still::new(&app);
+    for _ in 0..10 {
+        runs(&mut app);
+    }
+    drop(still);
+    // It is as able as before to hand out what comes together.
+    app.sql("INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"noted\"}' FROM generate_series(1, 200)");
+    app.wait_true("SELECT count(*) = 0 FROM background_jobs.queue");
+    app.wait_true("SELECT sum(completed) = 211 FROM background_jobs.handler_stats");
+    assert_eq!(app.one::<i64>("SELECT count(DISTINCT job) FROM ledger", &[]), 211);
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM ledger", &[]), 211);
+}
+
+#[test]
+fn a_job_of_a_handler_that_may_run_only_so_often_at_once_waits_for_the_dispatcher() {
+    let mut app = scene("limited", 1);
+    app.handler_with("limited", "PERFORM note(); RETURN NULL;", "concurrency => 1");
+    // The registration is known to the dispatcher.
+    let id = app.submit("limited", json!({}));
+    app.wait_final(id);
+    let still = Still::new(&app);
+    let id = app.submit("limited", json!({}));
+    runs(&mut app);
+    assert_eq!((app.row(id).completed, app.noted(id)), (false, 0));
+    drop(still);
+    assert!(app.wait_final(id).completed);
+}
+
+#[test]
+fn what_is_submitted_again_under_the_id_of_a_running_job_waits_for_its_end() {
+    let mut app = scene("again", 2);
+    let still = Still::new(&app);
+    runs(&mut app);
+    wait_asleep(&app, &pids(&app, "executor"));
+    let id = app.submit("held", json!({"n": 10}));
+    app.wait_reached(10);
+    let insert = "INSERT INTO background_jobs (id, payload) VALUES ($1, '{\"handler\": \"held\", \"n\": 11}')";
+    app.execute("DELETE FROM background_jobs WHERE id = $1", &[&id]);
+    app.execute(insert, &[&id]);
+    // The other executor would be held, too, had it been handed that.
+    runs(&mut app);
+    drop(still);
+    app.wait_reached(11);
+    app.open_gate("go");
+    assert!(app.wait_final(id).completed);
+    assert_eq!(app.noted(id), 1);
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.attempts", &[]), 0);
+}
+
+#[test]
+fn a_job_that_was_handed_over_is_cancelled_and_timed_out_like_any_other() {
+    let mut app = scene("bounded", 1);
+    app.handler_with(
+        "slow",
+        "PERFORM reach(20); PERFORM await_gate('never'); RETURN NULL;",
+        "timeout => '300 ms', max_attempts => 1",
+    );
+    let id = app.submit("slow", json!({}));
+    assert_eq!(app.wait_final(id).error("sqlstate"), Some(&json!("57014")));
+    let still = Still::new(&app);
+    wait_asleep(&app, &pids(&app, "executor"));
+    let id = app.submit("held", json!({"n": 21}));
+    app.wait_reached(21);
+    app.execute("UPDATE background_jobs SET cancelled = true WHERE id = $1", &[&id]);
+    drop(still);
+    app.wait_true("SELECT count(*) = 0 FROM background_jobs.workers WHERE job_id IS NOT NULL");
+    assert_eq!((app.row(id).completed, app.row(id).cancelled, app.noted(id)), (false, true, 0));
+}
