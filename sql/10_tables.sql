@@ -2,34 +2,49 @@
 -- Job tables are named by regclass (it survives dump, rename and pg_upgrade) and roles by regrole; functions by schema
 -- and name, because a regprocedure column would make pg_upgrade refuse the cluster.
 
+-- A lane of a job table in one number, so that an insert into the queue compares numbers only: 46 bits for the handler's name,
+-- 16 for the priority, 2 for the timing. Lanes of one handler lie side by side in order. Different names that share their
+-- 46 bits would share lanes, so readers look at the name, too; nobody finds a name that shares another's.
+CREATE FUNCTION background_jobs.lane_of(handler text, priority smallint, timing smallint) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT (('x' OPERATOR(pg_catalog.||) pg_catalog.encode(pg_catalog.substring(pg_catalog.sha256(
+                 pg_catalog.replace(handler, E'\\', E'\\\\')::pg_catalog.bytea), 1, 8), 'hex'))::pg_catalog.bit(64)::pg_catalog.int8
+            OPERATOR(pg_catalog.&) (-262144)::pg_catalog.int8)
+           OPERATOR(pg_catalog.|) ((priority::pg_catalog.int8 OPERATOR(pg_catalog.+) 32768) OPERATOR(pg_catalog.<<) 2)
+           OPERATOR(pg_catalog.|) timing::pg_catalog.int8
+$$;
+REVOKE ALL ON FUNCTION background_jobs.lane_of(text, smallint, smallint) FROM PUBLIC;
+
 -- The working set: a row per unfinished job, deleted in the transaction that finishes the job. That DELETE is the fence
 -- of the exactly-once guarantee: an attempt that finds no row to delete has no effects.
+-- Columns of fixed width come first: their places need not be searched for in every row.
 CREATE TABLE background_jobs.queued_job (
-    job_table    regclass NOT NULL,
     job_id       uuid NOT NULL,
-    handler      text COLLATE "C" NOT NULL,
+    job_table    regclass NOT NULL,
     priority     smallint NOT NULL,
     -- 0 immediate, 1 scheduled, 2 retry, 3 quarantine (src/job.rs, Timing)
     timing       smallint NOT NULL,
     run_at       timestamptz NOT NULL,
     -- with job_table and job_id the identity of one submission
     enqueued_at  timestamptz NOT NULL,
+    lane         bigint NOT NULL GENERATED ALWAYS AS (background_jobs.lane_of(handler, priority, timing)) STORED,
     attempts     integer NOT NULL DEFAULT 0,
-    max_attempts integer,
     conflicts    smallint NOT NULL DEFAULT 0,
+    -- where the job's row was when it was inserted: whoever goes there has to see whether it still is
+    row_tid      tid,
+    handler      text COLLATE "C" NOT NULL,
+    max_attempts integer,
     queue        text,
     job_key      text,
     last_error   jsonb,
-    -- where the job's row was when it was inserted: whoever goes there has to see whether it still is
-    row_tid      tid,
-    -- the id first: it decides nearly every comparison by itself
-    PRIMARY KEY (job_id, job_table)
+    -- the id first: it decides nearly every comparison by itself; no two rows are alike, so there is nothing to deduplicate
+    PRIMARY KEY (job_id, job_table) WITH (deduplicate_items = off)
 ) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_vacuum_cost_delay = 0);
 
 -- The order in which jobs are handed out, lane by lane.
 CREATE INDEX queued_job_order
-    ON background_jobs.queued_job (job_table, handler, priority, timing, run_at, job_id);
+    ON background_jobs.queued_job (job_table, lane, run_at, job_id) WITH (deduplicate_items = off);
 
 CREATE UNIQUE INDEX queued_job_key
     ON background_jobs.queued_job (job_table, job_key) WHERE job_key IS NOT NULL;

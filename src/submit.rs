@@ -157,7 +157,7 @@ pub enum Taken {
 pub fn queue(new: NewJob, taken: Taken) {
     let new = at_least_one_attempt(new);
     let quick = destinations::of(new.job.table, &new.handler)
-        .and_then(|destination| Some((catalog::insert(&new, destination.priority)?, destination.owner)));
+        .and_then(|destination| Some((catalog::insert(&new, &destination)?, destination.owner)));
     match quick {
         Some(((lane, tid), owner)) => {
             let NewJob { job, run_at, enqueued_at, max_attempts, row_tid, .. } = new;

@@ -4,9 +4,9 @@ use super::*;
 use crate::pg::heap::{self, Deleted, Key};
 
 /// Columns of queued_job, by number.
-const JOB_TABLE: i32 = 1;
-const JOB_ID: i32 = 2;
-const ENQUEUED_AT: i32 = 7;
+const JOB_ID: i32 = 1;
+const JOB_TABLE: i32 = 2;
+const ENQUEUED_AT: i32 = 6;
 const ATTEMPTS: i32 = 8;
 
 /// The queue, open for `finish` below SQL. Needs no `bookkeeping`.

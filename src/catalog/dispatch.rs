@@ -9,19 +9,21 @@ pub type Position = (Timestamp, JobId);
 pub fn lanes() -> Vec<LaneKey> {
     let rows = statement!(
         "WITH RECURSIVE lane AS (
-             SELECT n.* FROM background_jobs.handler h
+             SELECT h.job_table, h.name, h.last, n.lane
+               FROM (SELECT job_table, name, background_jobs.lane_of(name, (-32768)::int2, 0::int2) AS first,
+                            background_jobs.lane_of(name, 32767::int2, 3::int2) AS last
+                       FROM background_jobs.handler) h
               CROSS JOIN LATERAL (
-                    SELECT q.job_table, q.handler, q.priority, q.timing FROM background_jobs.queued_job q
-                     WHERE q.job_table = h.job_table AND q.handler = h.name
-                     ORDER BY q.priority, q.timing LIMIT 1) n
+                    SELECT q.lane FROM background_jobs.queued_job q
+                     WHERE q.job_table = h.job_table AND q.lane BETWEEN h.first AND h.last
+                     ORDER BY q.lane LIMIT 1) n
               UNION ALL
-             SELECT n.* FROM lane l
+             SELECT l.job_table, l.name, l.last, n.lane FROM lane l
               CROSS JOIN LATERAL (
-                    SELECT q.job_table, q.handler, q.priority, q.timing FROM background_jobs.queued_job q
-                     WHERE q.job_table = l.job_table AND q.handler = l.handler
-                       AND (q.priority, q.timing) > (l.priority, l.timing)
-                     ORDER BY q.priority, q.timing LIMIT 1) n)
-         SELECT job_table::oid, handler, priority, timing FROM lane",
+                    SELECT q.lane FROM background_jobs.queued_job q
+                     WHERE q.job_table = l.job_table AND q.lane > l.lane AND q.lane <= l.last
+                     ORDER BY q.lane LIMIT 1) n)
+         SELECT job_table::oid, name, ((lane >> 2 & 65535) - 32768)::int2, (lane & 3)::int2 FROM lane",
         []
     )
     .execute(&[], 0);
@@ -39,7 +41,8 @@ pub fn lanes() -> Vec<LaneKey> {
 pub fn next_in_lane(lane: &LaneKey, after: &Position, limit: usize) -> Vec<Waiting> {
     let rows = statement!(
         "SELECT job_id, run_at, enqueued_at, attempts, max_attempts, ctid, row_tid FROM background_jobs.queued_job
-          WHERE job_table = $1 AND handler = $2 AND priority = $3 AND timing = $4 AND (run_at, job_id) > ($5, $6)
+          WHERE job_table = $1 AND lane = background_jobs.lane_of($2, $3, $4) AND handler = $2
+            AND (run_at, job_id) > ($5, $6)
           ORDER BY run_at, job_id LIMIT $7",
         [OID, TEXT, INT2, INT2, TIME, UUID, INT8]
     )
@@ -74,7 +77,7 @@ pub fn bring_forward(lane: &LaneKey, latest: Timestamp) {
         "UPDATE background_jobs.queued_job SET run_at = $5
           WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM background_jobs.queued_job
-                 WHERE job_table = $1 AND handler = $2 AND priority = $3 AND timing = $4 AND run_at > $5
+                 WHERE job_table = $1 AND lane = background_jobs.lane_of($2, $3, $4) AND handler = $2 AND run_at > $5
                    FOR UPDATE SKIP LOCKED))",
         [OID, TEXT, INT2, INT2, TIME]
     )
@@ -88,15 +91,15 @@ pub fn bring_forward(lane: &LaneKey, latest: Timestamp) {
 pub fn unhandled(after: &(u32, String), limit: i64) -> Vec<(u32, String, bool)> {
     let rows = statement!(
         "WITH RECURSIVE name AS (
-             (SELECT q.job_table, q.handler FROM background_jobs.queued_job q
-               WHERE (q.job_table, q.handler) > ($1, $2 COLLATE \"C\")
-               ORDER BY q.job_table, q.handler LIMIT 1)
+             (SELECT q.job_table, q.lane, q.handler FROM background_jobs.queued_job q
+               WHERE (q.job_table, q.lane) > ($1, background_jobs.lane_of($2, 32767::int2, 3::int2))
+               ORDER BY q.job_table, q.lane LIMIT 1)
               UNION ALL
              SELECT n.* FROM name l
               CROSS JOIN LATERAL (
-                    SELECT q.job_table, q.handler FROM background_jobs.queued_job q
-                     WHERE (q.job_table, q.handler) > (l.job_table, l.handler)
-                     ORDER BY q.job_table, q.handler LIMIT 1) n)
+                    SELECT q.job_table, q.lane, q.handler FROM background_jobs.queued_job q
+                     WHERE (q.job_table, q.lane) > (l.job_table, l.lane | 262143)
+                     ORDER BY q.job_table, q.lane LIMIT 1) n)
          SELECT n.job_table::oid, n.handler,
                 EXISTS (SELECT FROM background_jobs.handler h JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner
                          WHERE h.job_table = n.job_table AND h.name = n.handler)

@@ -79,6 +79,8 @@ pub fn register(new: &NewHandler) {
 /// What a submission has to know of its handler.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Destination {
+    /// `background_jobs.lane_of` of the handler, without priority and timing.
+    pub lanes: i64,
     /// That the handler gives to its jobs.
     pub priority: i16,
     /// The owner whose executors may run any number of its jobs at once. None: it is limited, or not registered for the owner of
@@ -88,13 +90,18 @@ pub struct Destination {
 
 pub fn destination(of: u32, name: &str) -> Destination {
     let rows = statement!(
-        "SELECT h.priority, c.relowner FROM background_jobs.handler h
-           LEFT JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner AND h.concurrency IS NULL
-          WHERE h.job_table = $1 AND h.name = $2",
+        "SELECT background_jobs.lane_of($2, (-32768)::int2, 0::int2), h.priority, c.relowner
+           FROM (SELECT) AS always
+           LEFT JOIN background_jobs.handler h ON h.job_table = $1 AND h.name = $2
+           LEFT JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner AND h.concurrency IS NULL",
         [OID, TEXT]
     )
     .execute(&[table(of), text(name)], 1);
-    Destination { priority: rows.get(0, 1).unwrap_or(0), owner: rows.get::<Oid>(0, 2).map(Oid::to_u32) }
+    Destination {
+        lanes: rows.get(0, 1).unwrap_or_default(),
+        priority: rows.get(0, 2).unwrap_or(0),
+        owner: rows.get::<Oid>(0, 3).map(Oid::to_u32),
+    }
 }
 
 pub fn unregister(of: u32, name: &str) -> bool {

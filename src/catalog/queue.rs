@@ -27,29 +27,31 @@ impl NewJob {
 }
 
 /// The quick way into the queue, without SQL, for the ordinary case: no key, and nothing there under the same id. None: it is
-/// not that case, use `enqueue`. Needs no `bookkeeping`. `priority` is the handler's.
-pub fn insert(new: &NewJob, priority: i16) -> Option<(LaneKey, Tid)> {
+/// not that case, use `enqueue`. Needs no `bookkeeping`.
+pub fn insert(new: &NewJob, destination: &Destination) -> Option<(LaneKey, Tid)> {
     if new.job_key.is_some() {
         return None;
     }
     let queue = heap::Table::open(c"queued_job")?;
-    let priority = new.priority.unwrap_or(priority);
+    let priority = new.priority.unwrap_or(destination.priority);
     let row = item_pointer(new.row_tid);
     let tid = queue.insert(&[
-        table(new.job.table),
         uuid(&new.job.id),
-        text(&new.handler),
+        table(new.job.table),
         int2(priority),
         int2(new.timing as i16),
         timestamp(new.run_at),
         timestamp(new.enqueued_at),
+        // As the column generates it.
+        Some(Datum::from(destination.lanes + ((i64::from(priority) + 32768) << 2 | new.timing as i64))),
         int4(0),
-        new.max_attempts.and_then(int4),
         int2(0),
+        (new.row_tid != 0).then(|| Datum::from(std::ptr::from_ref(&row))),
+        text(&new.handler),
+        new.max_attempts.and_then(int4),
         new.queue.as_deref().and_then(text),
         None,
         None,
-        (new.row_tid != 0).then(|| Datum::from(std::ptr::from_ref(&row))),
     ]);
     tid.map(|tid| (new.lane(priority), tid))
 }

@@ -26,7 +26,7 @@ ALTER EXTENSION background_jobs SET SCHEMA public; \echo :LAST_ERROR_SQLSTATE
 SELECT proname || '(' || pg_get_function_arguments(oid) || ') RETURNS ' || pg_get_function_result(oid)
        || CASE WHEN prosecdef THEN ' SECURITY DEFINER' ELSE '' END
        || CASE WHEN has_function_privilege('regress_stranger', oid, 'EXECUTE') THEN '' ELSE ' (not for everybody)' END
-  FROM pg_proc WHERE pronamespace = 'background_jobs'::regnamespace ORDER BY proname;
+  FROM pg_proc WHERE pronamespace = 'background_jobs'::regnamespace ORDER BY proname, pg_get_function_arguments(oid);
 -- The views.
 SELECT c.relname || ': ' || string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum)
   FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
