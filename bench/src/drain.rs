@@ -57,7 +57,9 @@ pub fn run(options: &Options, section: &mut Section) {
 fn make_limit(scene: &mut Scene) {
     let owner = server_tests::ident(&scene.app.role);
     scene.app.sql("CREATE TABLE limit_job (LIKE background_jobs INCLUDING ALL)");
-    scene.administer("CREATE TABLE public.limit_queue (LIKE background_jobs.queued_job INCLUDING ALL EXCLUDING GENERATED)");
+    scene.administer(
+        "CREATE TABLE public.limit_queue (LIKE background_jobs.queued_job INCLUDING ALL EXCLUDING GENERATED)",
+    );
     scene.administer(
         "DO $$ BEGIN
            EXECUTE (SELECT format('ALTER TABLE public.limit_queue SET (%s)', array_to_string(reloptions, ', '))

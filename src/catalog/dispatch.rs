@@ -135,7 +135,6 @@ pub fn purge_dropped_tables() -> usize {
     )
     .execute(&[], 0)
     .processed;
-    // Table by table, because the queue may be long: its tables are found by walking from one to the next.
     gone += statement!(
         "DELETE FROM background_jobs.handler_stat s
           WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = s.job_table)",
@@ -143,7 +142,13 @@ pub fn purge_dropped_tables() -> usize {
     )
     .execute(&[], 0)
     .processed;
-    gone += statement!(
+    gone + dropped_tables().into_iter().map(withdraw_all).sum::<usize>()
+}
+
+/// Tables that have jobs in the queue and no longer exist. The queue may be long: its tables are found by walking from one to
+/// the next.
+fn dropped_tables() -> Vec<u32> {
+    let rows = statement!(
         "WITH RECURSIVE tab AS (
              (SELECT q.job_table FROM background_jobs.queued_job q ORDER BY q.job_table LIMIT 1)
               UNION ALL
@@ -151,15 +156,12 @@ pub fn purge_dropped_tables() -> usize {
               CROSS JOIN LATERAL (
                     SELECT q.job_table FROM background_jobs.queued_job q WHERE q.job_table > l.job_table
                      ORDER BY q.job_table LIMIT 1) n)
-         DELETE FROM background_jobs.queued_job q
-          USING (SELECT t.job_table FROM tab t
-                  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.job_table)) d
-          WHERE q.job_table = d.job_table",
+         SELECT t.job_table::oid FROM tab t
+          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.job_table)",
         []
     )
-    .execute(&[], 0)
-    .processed;
-    gone
+    .execute(&[], 0);
+    (0..rows.processed).filter_map(|row| rows.get::<Oid>(row, 1)).map(Oid::to_u32).collect()
 }
 
 /// Deletes old attempts, a few thousand at a time; returns how many went.

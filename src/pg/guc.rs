@@ -54,7 +54,10 @@ pub fn pinned<T>(f: impl FnOnce() -> T) -> T {
 /// The same for the rest of a worker's life; for workers that run no user code.
 /// They wait for nobody's lock for long, either: whoever holds a row of ours would stop them all.
 pub fn pin_session() {
-    for (name, value) in PINNED.into_iter().chain([(c"lock_timeout", c"1s")]) {
+    // Their statements are all of a kind that no value changes the plan of.
+    for (name, value) in
+        PINNED.into_iter().chain([(c"lock_timeout", c"1s"), (c"plan_cache_mode", c"force_generic_plan")])
+    {
         set(name, value, pg_sys::GucAction::GUC_ACTION_SET);
     }
 }
