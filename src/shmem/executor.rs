@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// Claims that an executor can hold at once: one batch that it runs, and one that waits behind it.
-pub const RING: usize = 64;
+pub const RING: usize = 128;
 
 /// Instead of a run time: the job could not be run at all, and its lane should be left alone for a while.
 pub const REFUSED: u64 = u64::MAX;

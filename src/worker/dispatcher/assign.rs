@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Waiting jobs in a mailbox at most.
-const DEPTH: usize = 48;
+const DEPTH: usize = 64;
 
 /// An executor that has been at one job for so long is given no more behind it.
 pub const BUSY: Duration = Duration::from_millis(10);
