@@ -160,9 +160,10 @@ impl Dispatcher {
         let Some(lane) = self.lanes.get_mut(&key) else { return false };
         lane.turn = turn;
         let Some(waiting) = lane.take() else { return false };
-        if self.claims.contains_key(&JobRef { table: key.table, id: waiting.id }) {
+        let job = JobRef { table: key.table, id: waiting.id };
+        if self.claims.contains_key(&job) || self.debts.hold(&job) {
             // It was in the windows of two lanes (run_now() or a retry has moved it), or was submitted again.
-            self.skipped.insert(JobRef { table: key.table, id: waiting.id }, (key, waiting.run_at));
+            self.skipped.insert(job, (key, waiting.run_at));
             if suspect {
                 shmem::header().release_suspect(executor);
             }

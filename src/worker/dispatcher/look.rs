@@ -67,7 +67,7 @@ impl Dispatcher {
         let key = note.lane();
         let known = self.handlers.contains_key(&(key.table, key.handler.clone()));
         let other = JobRef { table: key.table, id: job.id };
-        if !known || self.claims.contains_key(&other) || self.uncharged.contains(&other) {
+        if !known || self.claims.contains_key(&other) || self.uncharged.contains(&other) || self.debts.hold(&other) {
             return false;
         }
         match self.lanes.get_mut(&key) {
@@ -129,15 +129,16 @@ impl Dispatcher {
             self.prune_next = true;
         }
         let monotone_now = shmem::monotone_now();
-        let (claims, uncharged, skipped) = (&self.claims, &self.uncharged, &mut self.skipped);
+        let (claims, uncharged, debts, skipped) = (&self.claims, &self.uncharged, &self.debts, &mut self.skipped);
         for lane in self.lanes.values_mut() {
             lane.fill(monotone_now, |key, job, waiting| {
                 let claimed = claims.get(job).map(|claimed| claimed.enqueued_at);
                 let reading = protocol::on_reading(claimed, waiting.enqueued_at);
-                if reading == Reading::Remember {
+                // Under the id of a debt may be another submission, which is to be read again when that is settled.
+                if reading == Reading::Remember || debts.hold(job) {
                     skipped.insert(*job, (key.clone(), waiting.run_at));
                 }
-                reading != Reading::Keep || uncharged.contains(job)
+                reading != Reading::Keep || uncharged.contains(job) || debts.hold(job)
             });
         }
         // Empty ones are kept for the place that they remember, unless there are very many.

@@ -1,10 +1,11 @@
 //! The dispatcher: one per database that has the extension, and the only scheduler there. It reads the queue lane by lane
 //! (`lane`, `look`), hands due jobs to executors of their table's owner (`assign`), starts and stops executors (`roster`),
-//! and interrupts, times out and rescues what they run (`supervise`). It touches the extension's own tables only, never
+//! and interrupts, times out and rescues what they run (`supervise`, `debts`). It touches the extension's own tables only, never
 //! a user's, and runs no user code.
 
 mod assign;
 mod complain;
+mod debts;
 mod lane;
 mod look;
 mod roster;
@@ -18,6 +19,7 @@ use crate::pg::error::PgError;
 use crate::pg::{bgworker, clock, database, guc, lwlock, memory, signal, spi, xact};
 use crate::shmem::{self, Assignment, DatabaseSlot, Exit};
 use crate::worker::{DISPATCHER, Next, run};
+use debts::Debts;
 use lane::Lane;
 use pgrx::pg_sys::Oid;
 use roster::Roster;
@@ -65,6 +67,7 @@ pub struct Dispatcher {
     uncharged: HashSet<JobRef>,
     /// Some of those for the sake of another database, which may have news at any moment.
     undecided: bool,
+    debts: Debts,
     begun: Instant,
     /// Which installation of the extension this dispatcher works for.
     extension: Option<Oid>,
@@ -141,6 +144,7 @@ impl Dispatcher {
             skipped: HashMap::new(),
             uncharged: HashSet::new(),
             undecided: false,
+            debts: Debts::default(),
             begun: now,
             extension: None,
             roster: Roster::default(),
@@ -180,6 +184,7 @@ impl Dispatcher {
         if polled {
             self.charge_suspects();
         }
+        self.charge_debts();
         self.drain();
         if let Some(news) = news {
             match xact::transaction(|| spi::connect(|| self.look(news))) {
@@ -216,6 +221,7 @@ impl Dispatcher {
             && self.handlers_version.is_some()
             && self.restarts.is_empty()
             && self.uncharged.is_empty()
+            && self.debts.is_empty()
             && self.lanes.values().all(|lane| lane.first().is_none())
     }
 
