@@ -152,7 +152,8 @@ impl Dispatcher {
         let suspect = key.timing == Timing::Quarantine;
         let short = !suspect && self.roster.pace.is_short(&key);
         let Some(executor) = self.room(owner, short) else { return false };
-        if suspect && !shmem::header().reserve_suspect(executor) {
+        let number = shmem::executors()[executor].handed();
+        if suspect && !shmem::header().reserve_suspect(executor, number) {
             return false;
         }
         self.turns += 1;
@@ -165,7 +166,7 @@ impl Dispatcher {
             // It was in the windows of two lanes (run_now() or a retry has moved it), or was submitted again.
             self.skipped.insert(job, (key, waiting.run_at));
             if suspect {
-                shmem::header().release_suspect(executor);
+                shmem::header().release_suspect(executor, number);
             }
             return true;
         }
@@ -182,7 +183,7 @@ impl Dispatcher {
             }
             None => {
                 // It was asked to leave in the meantime.
-                shmem::header().release_suspect(executor);
+                shmem::header().release_suspect(executor, number);
                 if let Some(lane) = self.lanes.get_mut(&key) {
                     lane.untake(waiting);
                 }

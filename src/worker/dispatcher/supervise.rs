@@ -81,13 +81,14 @@ impl Dispatcher {
 
     /// Takes a claim out of the books. Should the same id have been submitted again meanwhile, its lane has passed it by.
     fn forget(&mut self, assignment: &Assignment, executor: usize) -> Option<Claimed> {
-        if assignment.suspect {
-            shmem::header().release_suspect(executor);
-        }
         if let Some((lane, run_at)) = self.skipped.remove(&assignment.job()) {
             self.note(lane, run_at);
         }
-        self.claims.remove(&assignment.job())
+        let claimed = self.claims.remove(&assignment.job())?;
+        if assignment.suspect {
+            shmem::header().release_suspect(executor, claimed.number);
+        }
+        Some(claimed)
     }
 
     /// Gives a job back to its lane.
@@ -121,7 +122,6 @@ impl Dispatcher {
             }
         }
         self.interrupts.0.retain(|(executor, _), _| *executor != index);
-        shmem::header().release_suspect(index);
         lwlock::with(true, || slot.set_state(SlotState::Free));
         WaiterSlot::wake_all(self.database);
     }
