@@ -110,7 +110,8 @@ pub fn is_blocked(oid: u32) -> bool {
 
 /// Owners in the whole server that have due jobs and no executor. A dispatcher that is gone wants none for them.
 pub fn starving() -> u32 {
-    databases().iter().map(|slot| slot.starving.load(Ordering::Acquire)).sum()
+    let at_work = databases().iter().filter(|slot| slot.dispatcher.pid() != 0);
+    at_work.map(|slot| slot.starving.load(Ordering::Acquire)).sum()
 }
 
 /// Executor slots that are free, or will be, or belong to executors that do not work yet.

@@ -109,6 +109,7 @@ pub fn main(argument: u64) {
     SLOT.set(Some(slot));
     bgworker::at_exit(|| {
         if let Some(slot) = SLOT.take() {
+            slot.starving.store(0, Ordering::Release);
             slot.dispatcher.clear();
             shmem::header().launcher.wake();
         }
