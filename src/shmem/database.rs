@@ -180,6 +180,11 @@ impl DatabaseSlot {
         self.dispatcher.wake();
     }
 
+    /// Counts up once more what is known as `version`. False: there was another change meanwhile, which everybody looks for anyway.
+    pub fn retell_handlers(&self, version: u64) -> bool {
+        self.handlers_version.compare_exchange(version, version + 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
     pub fn exit_reason(&self) -> Exit {
         match self.exit.load(Ordering::Acquire) {
             1 => Exit::NoExtension,

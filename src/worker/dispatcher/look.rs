@@ -3,7 +3,7 @@
 use super::complain::runnable;
 use super::lane::Lane;
 use super::{Dispatcher, HOUSEKEEPING, Table};
-use crate::catalog;
+use crate::catalog::{self, Handler};
 use crate::gucs;
 use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing};
@@ -94,11 +94,7 @@ impl Dispatcher {
             self.restoring = database::is_being_restored();
         }
         if poll || handlers_changed {
-            self.handlers = catalog::handlers(None)
-                .into_iter()
-                .map(|handler| ((handler.table, handler.name.clone()), handler))
-                .collect();
-            self.handlers_version = Some(version);
+            self.read_handlers(version);
             self.lanes.values_mut().for_each(|lane| lane.blocked_until = None);
             self.read_tables();
         }
@@ -149,6 +145,16 @@ impl Dispatcher {
             self.complain_unhandled(table, &name);
         }
         true
+    }
+
+    /// Whoever commits a change of the handlers tells everybody; a prepared transaction does so when it is prepared, and is committed by
+    /// somebody who knows nothing of it. So that others look again who have done so between the two, a difference is told once more.
+    fn read_handlers(&mut self, version: u64) {
+        let known = |handler: Handler| ((handler.table, handler.name.clone()), handler);
+        let handlers = catalog::handlers(None).into_iter().map(known).collect();
+        let told = handlers != self.handlers && self.slot.retell_handlers(version);
+        self.handlers_version = Some(if told { version + 1 } else { version });
+        self.handlers = handlers;
     }
 
     /// Something in this lane is due at `run_at`.
