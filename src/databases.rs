@@ -4,6 +4,7 @@ use crate::notes;
 use crate::pg::error::PgError;
 use crate::pg::utility::Callbacks;
 use crate::pg::{database, latch, shmem as pg_shmem};
+use crate::prepared;
 use crate::shmem;
 use pgrx::PgSqlErrorCode;
 use std::sync::atomic::Ordering;
@@ -13,7 +14,12 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn callbacks() -> Callbacks {
-    Callbacks { before_exclusive, after_create: notes::note_databases, after_drop: notes::note_dropped }
+    Callbacks {
+        before_exclusive,
+        after_create: notes::note_databases,
+        after_drop: notes::note_dropped,
+        after_commit_prepared: prepared::after_commit,
+    }
 }
 
 fn before_exclusive(name: &str) {

@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// Lanes beyond which the empty ones are forgotten.
 const LANES: usize = 1000;
 
+/// Who commits one prepared transaction after the other does not make us poll all the time.
+const PACE: Duration = Duration::from_millis(50);
+
 /// What others have told, taken before the snapshot in which it is looked for.
 pub struct News {
     pub poll: bool,
@@ -29,11 +32,20 @@ pub struct News {
 
 impl Dispatcher {
     pub fn must_look(&self) -> bool {
-        Instant::now() >= self.next_poll
+        self.must_poll()
             || self.handlers_version != Some(self.slot.handlers_version.load(Ordering::Acquire))
             || self.slot.withdrawn.load(Ordering::Acquire)
             || self.slot.has_notes()
             || self.lanes_want_a_look()
+    }
+
+    fn must_poll(&self) -> bool {
+        Instant::now() >= self.next_poll || self.slot.must_poll() && self.last_poll.elapsed() >= PACE
+    }
+
+    /// Somebody has asked for a poll a moment after the last one.
+    pub fn poll_due_in(&self) -> Option<Duration> {
+        self.slot.must_poll().then(|| PACE.saturating_sub(self.last_poll.elapsed()))
     }
 
     /// Is there a lane to be read on, or one where something has become due?
@@ -42,9 +54,14 @@ impl Dispatcher {
         self.lanes.values().any(|lane| lane.is_low() || lane.due_in(now).is_some_and(|wait| wait.is_zero()))
     }
 
-    pub fn news(&self) -> News {
+    pub fn news(&mut self) -> News {
+        let poll = self.must_poll();
+        if poll {
+            self.last_poll = Instant::now();
+            self.slot.begin_poll();
+        }
         News {
-            poll: Instant::now() >= self.next_poll,
+            poll,
             handlers_version: self.slot.handlers_version.load(Ordering::Acquire),
             withdrawn: self.slot.withdrawn.swap(false, Ordering::AcqRel),
             notes: self.slot.take(),

@@ -73,6 +73,7 @@ pub struct Dispatcher {
     extension: Option<Oid>,
     roster: Roster,
     next_poll: Instant,
+    last_poll: Instant,
     next_housekeeping: Instant,
     /// Names that arrived and that no handler is registered for.
     unhandled: Vec<(u32, String)>,
@@ -150,6 +151,7 @@ impl Dispatcher {
             extension: None,
             roster: Roster::default(),
             next_poll: now,
+            last_poll: now,
             next_housekeeping: now,
             unhandled: Vec::new(),
             unhandled_from: (0, String::new()),

@@ -227,6 +227,7 @@ impl Dispatcher {
         let mut soon = |wait: Duration| sleep = sleep.min(wait.max(Duration::from_millis(1)));
         self.lanes.values().filter_map(|lane| lane.due_in(monotone_now)).for_each(&mut soon);
         self.roster.next_attempt().into_iter().for_each(&mut soon);
+        self.poll_due_in().into_iter().for_each(&mut soon);
         self.debts.due_in().into_iter().for_each(&mut soon);
         if !self.gone.is_empty() {
             soon(FAREWELL);
