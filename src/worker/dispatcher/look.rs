@@ -223,10 +223,8 @@ impl Dispatcher {
         for table in tables {
             let Some(owner) = relation::owner(Oid::from(table)) else { continue };
             let problem = runnable(owner).err();
+            self.complain_of_owner(owner.to_u32(), problem.as_ref());
             self.tables.insert(table, Table { owner: owner.to_u32(), runnable: problem.is_none() });
-            if let Some(problem) = problem {
-                self.complain(format!("owner {} {}", owner.to_u32(), problem.sqlstate), &problem);
-            }
         }
     }
 }

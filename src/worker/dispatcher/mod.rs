@@ -19,6 +19,7 @@ use crate::pg::error::PgError;
 use crate::pg::{bgworker, clock, database, guc, lwlock, memory, signal, spi, xact};
 use crate::shmem::{self, Assignment, DatabaseSlot, Exit};
 use crate::worker::{DISPATCHER, Next, run};
+use complain::Complaints;
 use debts::Debts;
 use lane::Lane;
 use pgrx::pg_sys::Oid;
@@ -83,8 +84,7 @@ pub struct Dispatcher {
     gone: HashMap<usize, Instant>,
     /// Attempts that ended with their executor: their rows still show their progress.
     restarts: Vec<Assignment>,
-    complained: HashSet<String>,
-    unknown_names: usize,
+    complaints: Complaints,
     turns: u64,
     failures: u32,
     /// pg_restore is at work: what a job needs may not be there yet.
@@ -158,8 +158,7 @@ impl Dispatcher {
             interrupts: Interrupts::default(),
             gone: HashMap::new(),
             restarts: Vec::new(),
-            complained: HashSet::new(),
-            unknown_names: 0,
+            complaints: Complaints::default(),
             turns: 0,
             failures: 0,
             restoring: false,
