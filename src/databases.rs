@@ -29,10 +29,12 @@ fn before_exclusive(name: &str) {
         return;
     }
     let oid = oid.to_u32();
-    let Some(slot) = shmem::database(oid) else { return };
-    slot.evicted.store(true, Ordering::Release);
-    slot.blocked_by.store(latch::own_pid(), Ordering::SeqCst);
-    notes::note_blocked(oid);
+    if let Some(slot) = shmem::database(oid) {
+        slot.evicted.store(true, Ordering::Release);
+        slot.blocked_by.store(latch::own_pid(), Ordering::SeqCst);
+        notes::note_blocked(oid);
+    }
+    // A dispatcher that had to leave has left those executors there that were busy.
     send_away(oid);
     let deadline = Instant::now() + PATIENCE;
     while anybody_left(oid) && Instant::now() < deadline {
