@@ -4,6 +4,7 @@ use crate::notes;
 use crate::pg::error::PgError;
 use crate::pg::utility::Callbacks;
 use crate::pg::{database, latch, shmem as pg_shmem};
+use crate::prepared;
 use crate::shmem;
 use pgrx::PgSqlErrorCode;
 use std::sync::atomic::Ordering;
@@ -13,7 +14,12 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn callbacks() -> Callbacks {
-    Callbacks { before_exclusive, after_create: notes::note_databases, after_drop: notes::note_dropped }
+    Callbacks {
+        before_exclusive,
+        after_create: notes::note_databases,
+        after_drop: notes::note_dropped,
+        after_commit_prepared: prepared::after_commit,
+    }
 }
 
 fn before_exclusive(name: &str) {
@@ -23,10 +29,12 @@ fn before_exclusive(name: &str) {
         return;
     }
     let oid = oid.to_u32();
-    let Some(slot) = shmem::database(oid) else { return };
-    slot.evicted.store(true, Ordering::Release);
-    slot.blocked_by.store(latch::own_pid(), Ordering::SeqCst);
-    notes::note_blocked(oid);
+    if let Some(slot) = shmem::database(oid) {
+        slot.evicted.store(true, Ordering::Release);
+        slot.blocked_by.store(latch::own_pid(), Ordering::SeqCst);
+        notes::note_blocked(oid);
+    }
+    // A dispatcher that had to leave has left those executors there that were busy.
     send_away(oid);
     let deadline = Instant::now() + PATIENCE;
     while anybody_left(oid) && Instant::now() < deadline {

@@ -40,13 +40,28 @@ impl Handler {
         policy(&self.definition, job_max_attempts)
     }
 
-    /// Is the function of that name still the registered one's owner's? A missing one the call itself complains about.
+    /// Is the function of that name and exactly these argument types there, and still the registered one's owner's?
+    ///
+    /// Where it is, the call reaches it and no other: its arguments have just these types, and an exact match comes before whatever
+    /// else they could be made to fit (anyelement, VARIADIC). An overload that has further arguments with defaults fits exactly, too;
+    /// then the server finds the call ambiguous, and calls neither. Where it is not there, one of those could be anybody's, so
+    /// the call is not even tried.
     fn check_function(&self) {
         let definition = &self.definition;
-        let types: &[pg_sys::Oid] =
-            if definition.takes_id { &[pg_sys::UUIDOID, pg_sys::JSONBOID] } else { &[pg_sys::JSONBOID] };
-        let owner = function::owner_by_name(&definition.schema, &definition.function, types);
-        if owner.is_some_and(|owner| owner != definition.function_owner) {
+        let (types, named): (&[pg_sys::Oid], _) = if definition.takes_id {
+            (&[pg_sys::UUIDOID, pg_sys::JSONBOID], "uuid, jsonb")
+        } else {
+            (&[pg_sys::JSONBOID], "jsonb")
+        };
+        let Some(owner) = function::owner_by_name(&definition.schema, &definition.function, types) else {
+            PgError::new(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_FUNCTION,
+                format!("function {}.{}({named}) does not exist", definition.schema, definition.function),
+            )
+            .hint("Create it again, or register another one with background_jobs.register_handler().")
+            .raise();
+        };
+        if owner != definition.function_owner {
             PgError::new(
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("handler function {} belongs to another role than the one registered", definition.function),

@@ -52,9 +52,9 @@
 //!
 //! # CREATE and DROP EXTENSION, and databases that want to be alone
 //!
-//! The install script tells the launcher at commit. A dispatcher that finds the extension gone sends its executors away
-//! and leaves. Before a DROP, RENAME or copy of a database, the session that runs the command sends our workers out of it and keeps
-//! them out until its transaction ends (`databases`).
+//! The install script tells the launcher at commit, or whoever commits the transaction if it was prepared (`prepared`). A dispatcher
+//! that finds the extension gone sends its executors away and leaves. Before a DROP, RENAME or copy of a database, the session that runs
+//! the command sends our workers out of it and keeps them out until its transaction ends (`databases`).
 
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(clippy::undocumented_unsafe_blocks, clippy::unwrap_used)]
@@ -71,6 +71,7 @@ mod journal;
 mod notes;
 mod pg;
 mod planted;
+mod prepared;
 mod progress;
 mod protocol;
 mod retry;

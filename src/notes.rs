@@ -1,6 +1,6 @@
 //! What a transaction has to tell when it commits. A trigger takes a note in this process; the commit callback hands the notes to
 //! the dispatcher and wakes it: one wake-up for a transaction, however many rows it wrote. A wake-up that is lost (a prepared
-//! transaction committed from elsewhere) costs at most poll_interval.
+//! transaction that replication commits; for others see `prepared`) costs at most poll_interval.
 
 use crate::destinations;
 use crate::job::{LaneKey, Timing, Waiting};

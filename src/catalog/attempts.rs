@@ -72,6 +72,18 @@ pub fn put_back_free(assignment: &Assignment, run_at: Timestamp) -> Option<i16> 
         .get(0, 1)
 }
 
+/// Locks the submission's place in the queue, unless somebody else has it locked. False: somebody has, or it is not there any more.
+pub fn lock_if_free(job: JobRef, enqueued_at: Timestamp) -> bool {
+    statement!(
+        "SELECT 1 FROM background_jobs.queued_job
+          WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 FOR UPDATE SKIP LOCKED",
+        [OID, UUID, TIME]
+    )
+    .execute(&[table(job.table), uuid(&job.id), timestamp(enqueued_at)], 1)
+    .processed
+        > 0
+}
+
 /// How many conflicts of the job went uncharged so far.
 pub fn conflicts(job: JobRef) -> i16 {
     statement!("SELECT conflicts FROM background_jobs.queued_job WHERE job_table = $1 AND job_id = $2", [OID, UUID])

@@ -4,7 +4,7 @@ use super::*;
 use crate::pg::spi::Name;
 
 /// A handler's row. Durations that are none stand for the setting's value.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Handler {
     pub table: u32,
     pub name: String,
@@ -18,6 +18,8 @@ pub struct Handler {
     pub max_retry_delay: Option<Duration>,
     pub concurrency: Option<i32>,
     pub synchronous_commit: Option<String>,
+    /// Another one after each registration, whatever it changed.
+    pub registered_at: Timestamp,
 }
 
 /// What register_handler() was given, as datums.
@@ -119,7 +121,7 @@ pub fn handlers(only: Option<(u32, &str)>) -> Vec<Handler> {
                 (extract(epoch FROM LEAST(h.timeout, CASE WHEN h.timeout IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
                 (extract(epoch FROM LEAST(h.retry_delay, CASE WHEN h.retry_delay IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
                 (extract(epoch FROM LEAST(h.max_retry_delay, CASE WHEN h.max_retry_delay IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
-                h.concurrency, h.synchronous_commit, h.function_owner::oid
+                h.concurrency, h.synchronous_commit, h.function_owner::oid, h.registered_at
            FROM background_jobs.handler h
            JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner
           WHERE ($1 IS NULL OR h.job_table = $1) AND ($2 IS NULL OR h.name = $2)",
@@ -141,6 +143,7 @@ pub fn handlers(only: Option<(u32, &str)>) -> Vec<Handler> {
             concurrency: rows.get(row, 10),
             synchronous_commit: rows.get(row, 11),
             function_owner: rows.get(row, 12).unwrap_or(Oid::INVALID),
+            registered_at: rows.timestamp(row, 13).unwrap_or_default(),
         })
         .collect()
 }

@@ -93,12 +93,15 @@ pub fn lock_extension() -> Option<pg_sys::Oid> {
     }
 }
 
-/// Is pg_restore connected to this database?
+/// Is pg_restore connected to this database? Anybody can call a session so: heeded are those whose role could stop everything
+/// here in other ways, superusers and whoever is, or can become, the database's owner.
 pub fn is_being_restored() -> bool {
     thread_local! {
         static STATEMENT: &'static Statement = Box::leak(Box::new(Statement::new(
             "SELECT 1 FROM pg_catalog.pg_stat_get_activity(NULL) a
-              WHERE a.datid = $1 AND a.application_name = 'pg_restore'",
+               JOIN pg_catalog.pg_database d ON d.oid = a.datid
+              WHERE a.datid = $1 AND a.application_name = 'pg_restore'
+                AND pg_catalog.pg_has_role(a.usesysid, d.datdba, 'MEMBER')",
             &[pg_sys::OIDOID],
         )));
     }

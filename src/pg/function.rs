@@ -53,7 +53,7 @@ pub fn may_execute(oid: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     }
 }
 
-/// The owner of the function that a call by this name and these argument types reaches, or none if there is none.
+/// The owner of the function of this name with exactly these argument types, or none if there is none.
 pub fn owner_by_name(schema: &str, name: &str, arguments: &[pg_sys::Oid]) -> Option<pg_sys::Oid> {
     let (schema, name) = (encoding::to_c(schema), encoding::to_c(name));
     // SAFETY: look-ups inside a transaction; the tuple is released before the function returns.

@@ -1,4 +1,4 @@
-//! A look at the utility commands that want a database for themselves, before they run.
+//! A look at the utility commands that want a database for themselves, before they run, and at those that others have to be told of.
 
 use crate::pg::encoding;
 use crate::pg::error::at_boundary;
@@ -17,6 +17,8 @@ pub struct Callbacks {
     pub after_create: fn(),
     /// Tables, schemas or extensions were dropped.
     pub after_drop: fn(),
+    /// A prepared transaction was committed, whatever becomes of the present one.
+    pub after_commit_prepared: fn(),
 }
 
 pub fn install(callbacks: Callbacks) {
@@ -86,11 +88,26 @@ unsafe fn drops(statement: *mut pg_sys::Node) -> bool {
     }
 }
 
+unsafe fn commits_prepared(statement: *mut pg_sys::Node) -> bool {
+    // SAFETY: the tag tells the node's type.
+    unsafe {
+        (*statement).type_ == pg_sys::NodeTag::T_TransactionStmt
+            && (*statement.cast::<pg_sys::TransactionStmt>()).kind
+                == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
+    }
+}
+
 /// What to do around one command.
 struct Around {
     before: Option<String>,
+    after: After,
+}
+
+#[derive(Clone, Copy)]
+struct After {
     creates: bool,
     drops: bool,
+    commits_prepared: bool,
 }
 
 /// Looks at the statement.
@@ -100,8 +117,11 @@ unsafe fn around(statement: *mut pg_sys::PlannedStmt) -> Around {
         let node = (*statement).utilityStmt;
         Around {
             before: exclusive_database(node),
-            creates: (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt,
-            drops: drops(node),
+            after: After {
+                creates: (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt,
+                drops: drops(node),
+                commits_prepared: commits_prepared(node),
+            },
         }
     }
 }
@@ -112,13 +132,22 @@ fn before(around: &Around) {
     }
 }
 
-fn after(creates: bool, drops: bool) {
-    let Some(callbacks) = CALLBACKS.get() else { return };
-    if creates {
-        (callbacks.after_create)();
+impl After {
+    fn is_anything(self) -> bool {
+        self.creates || self.drops || self.commits_prepared
     }
-    if drops {
-        (callbacks.after_drop)();
+
+    fn call(self) {
+        let Some(callbacks) = CALLBACKS.get() else { return };
+        if self.creates {
+            (callbacks.after_create)();
+        }
+        if self.drops {
+            (callbacks.after_drop)();
+        }
+        if self.commits_prepared {
+            (callbacks.after_commit_prepared)();
+        }
     }
 }
 
@@ -149,10 +178,10 @@ unsafe extern "C-unwind" fn process_utility(
     }
     // SAFETY: the arguments are the server's and are passed on as they came; only the statement is looked at.
     unsafe {
-        let (creates, drops) = at_boundary(|| {
+        let after = at_boundary(|| {
             let around = around(statement);
             before(&around);
-            (around.creates, around.drops)
+            around.after
         });
         match PREVIOUS.get() {
             Some(Some(previous)) => {
@@ -169,8 +198,8 @@ unsafe extern "C-unwind" fn process_utility(
                 completion,
             ),
         }
-        if creates || drops {
-            at_boundary(|| after(creates, drops));
+        if after.is_anything() {
+            at_boundary(|| after.call());
         }
     }
 }

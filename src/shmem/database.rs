@@ -93,6 +93,8 @@ pub struct DatabaseSlot {
     pub evicted: AtomicBool,
     /// Set by anybody whose commit took jobs out of the queue that may be running.
     pub withdrawn: AtomicBool,
+    /// Set by anybody who knows that something has changed, and not what.
+    poll: AtomicBool,
     /// Counts the commits that changed handlers or attached tables.
     pub handlers_version: AtomicU64,
     /// Owners with due jobs and no executor. Written by the dispatcher.
@@ -164,6 +166,21 @@ impl DatabaseSlot {
         self.dispatcher.wake();
     }
 
+    /// Has the dispatcher look at everything.
+    pub fn ask_to_poll(&self) {
+        self.poll.store(true, Ordering::Release);
+        self.dispatcher.wake();
+    }
+
+    pub fn must_poll(&self) -> bool {
+        self.poll.load(Ordering::Acquire)
+    }
+
+    /// To be called before the look.
+    pub fn begin_poll(&self) {
+        self.poll.swap(false, Ordering::AcqRel);
+    }
+
     /// From here on sessions may hand jobs over themselves, or may not any more.
     pub fn set_quiet(&self, quiet: bool) {
         if quiet != self.is_quiet() {
@@ -178,6 +195,11 @@ impl DatabaseSlot {
     pub fn change_handlers(&self) {
         self.handlers_version.fetch_add(1, Ordering::AcqRel);
         self.dispatcher.wake();
+    }
+
+    /// Counts up once more what is known as `version`. False: there was another change meanwhile, which everybody looks for anyway.
+    pub fn retell_handlers(&self, version: u64) -> bool {
+        self.handlers_version.compare_exchange(version, version + 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     pub fn exit_reason(&self) -> Exit {
@@ -196,6 +218,7 @@ impl DatabaseSlot {
         });
         self.exit.store(Exit::Unknown as u32, Ordering::Release);
         self.withdrawn.store(false, Ordering::Release);
+        self.poll.store(false, Ordering::Release);
         self.evicted.store(false, Ordering::Release);
         self.starving.store(0, Ordering::Release);
         self.paused.store(false, Ordering::Release);

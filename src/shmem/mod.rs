@@ -7,6 +7,7 @@
 mod database;
 pub mod direct;
 mod executor;
+mod suspect;
 mod waiter;
 mod writer;
 
@@ -20,7 +21,7 @@ use crate::pg::bgworker;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::latch::Process;
 use crate::pg::shmem::{array, shared};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// What concerns the whole server.
 #[repr(C)]
@@ -32,8 +33,8 @@ pub struct Header {
     /// Databases in which CREATE EXTENSION was committed. A cell is filled by anybody (0 -> OID) and emptied by the
     /// launcher; when none is empty, `rescan` does instead.
     pub created: [AtomicU32; 32],
-    /// The number + 1 of the executor that runs a suspect of a crash, or 0. Written by dispatchers.
-    suspect: AtomicU32,
+    /// The claim that runs a suspect of a crash, or 0; see `suspect`.
+    suspect: AtomicU64,
     /// How many waiters there are; read before the waiters are looked through. Written under the lock.
     pub waiters: AtomicU32,
     /// How far the wall clock was ahead of the monotonic one at most, in microseconds. Raised by anybody.
@@ -42,26 +43,6 @@ pub struct Header {
 
 // Atomics only; all zeroes is nobody and nothing.
 shared!(Header);
-
-impl Header {
-    /// Makes `executor` the one that runs a suspect of a crash, if there is none.
-    pub fn reserve_suspect(&self, executor: usize) -> bool {
-        let executor = executor as u32 + 1;
-        self.suspect.compare_exchange(0, executor, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    pub fn release_suspect(&self, executor: usize) {
-        let executor = executor as u32 + 1;
-        let released = self.suspect.compare_exchange(executor, 0, Ordering::AcqRel, Ordering::Acquire);
-        if released.is_ok() {
-            databases().iter().for_each(|slot| slot.dispatcher.wake());
-        }
-    }
-
-    pub fn no_suspect_runs(&self) -> bool {
-        self.suspect.load(Ordering::Acquire) == 0
-    }
-}
 
 const WAITERS: usize = 128;
 
@@ -127,9 +108,10 @@ pub fn is_blocked(oid: u32) -> bool {
     database(oid).is_some_and(|slot| slot.blocked_by.load(Ordering::SeqCst) != 0)
 }
 
-/// Owners in the whole server that have due jobs and no executor.
+/// Owners in the whole server that have due jobs and no executor. A dispatcher that is gone wants none for them.
 pub fn starving() -> u32 {
-    databases().iter().map(|slot| slot.starving.load(Ordering::Acquire)).sum()
+    let at_work = databases().iter().filter(|slot| slot.dispatcher.pid() != 0);
+    at_work.map(|slot| slot.starving.load(Ordering::Acquire)).sum()
 }
 
 /// Executor slots that are free, or will be, or belong to executors that do not work yet.

@@ -2,7 +2,8 @@
 //! extension and may run jobs.
 //!
 //! Which databases those are, it learns in two ways: once, by starting a dispatcher in each and having it look; from then
-//! on from the sessions that commit a CREATE EXTENSION or a CREATE DATABASE. A dispatcher that finds no extension says so
+//! on from the sessions that commit a CREATE EXTENSION, a CREATE DATABASE, or a prepared transaction that could have been one
+//! of these. A dispatcher that finds no extension says so
 //! and leaves.
 
 use crate::gucs;

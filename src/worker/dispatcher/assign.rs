@@ -152,7 +152,8 @@ impl Dispatcher {
         let suspect = key.timing == Timing::Quarantine;
         let short = !suspect && self.roster.pace.is_short(&key);
         let Some(executor) = self.room(owner, short) else { return false };
-        if suspect && !shmem::header().reserve_suspect(executor) {
+        let number = shmem::executors()[executor].handed();
+        if suspect && !shmem::header().reserve_suspect(executor, number) {
             return false;
         }
         self.turns += 1;
@@ -160,11 +161,12 @@ impl Dispatcher {
         let Some(lane) = self.lanes.get_mut(&key) else { return false };
         lane.turn = turn;
         let Some(waiting) = lane.take() else { return false };
-        if self.claims.contains_key(&JobRef { table: key.table, id: waiting.id }) {
+        let job = JobRef { table: key.table, id: waiting.id };
+        if self.claims.contains_key(&job) || self.debts.hold(&job) {
             // It was in the windows of two lanes (run_now() or a retry has moved it), or was submitted again.
-            self.skipped.insert(JobRef { table: key.table, id: waiting.id }, (key, waiting.run_at));
+            self.skipped.insert(job, (key, waiting.run_at));
             if suspect {
-                shmem::header().release_suspect(executor);
+                shmem::header().release_suspect(executor, number);
             }
             return true;
         }
@@ -181,7 +183,7 @@ impl Dispatcher {
             }
             None => {
                 // It was asked to leave in the meantime.
-                shmem::header().release_suspect(executor);
+                shmem::header().release_suspect(executor, number);
                 if let Some(lane) = self.lanes.get_mut(&key) {
                     lane.untake(waiting);
                 }

@@ -7,10 +7,21 @@ use crate::pg::error::PgError;
 use crate::pg::{relation, role};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
+use std::collections::{HashMap, HashSet};
 
-/// Unknown names that were complained about; beyond that many nobody reads the log. Anybody who may INSERT can make some
-/// up, so they do not count for the other complaints.
+/// Unknown names that were complained about, of one owner's tables; beyond that many nobody reads the log. Anybody who may INSERT can make
+/// some up, so they do not count for other owners, nor for the other complaints.
 const UNKNOWN_NAMES: usize = 1000;
+
+/// What was said already.
+#[derive(Default)]
+pub struct Complaints {
+    said: HashSet<String>,
+    /// By owner.
+    unknown_names: HashMap<u32, usize>,
+    /// What keeps an owner's jobs from running, as an SQLSTATE.
+    owners: HashMap<u32, String>,
+}
 
 impl Dispatcher {
     pub fn complain_about_unhandled(&mut self) {
@@ -34,20 +45,36 @@ impl Dispatcher {
         )
         .detail("Its jobs are kept and run as soon as there is one.")
         .hint("Register it with background_jobs.register_handler(), as the owner of the table.");
-        if self.unknown_names < UNKNOWN_NAMES && self.complain(format!("handler {table} {name}"), &problem) {
-            self.unknown_names += 1;
+        let owner = relation::owner(Oid::from(table)).map_or(0, Oid::to_u32);
+        let said = self.complaints.unknown_names.get(&owner).copied().unwrap_or(0);
+        if said < UNKNOWN_NAMES && self.complain(format!("handler {table} {name}"), &problem) {
+            self.complaints.unknown_names.insert(owner, said + 1);
+        }
+    }
+
+    /// Says once why an owner's jobs do not run; again, if it comes back.
+    pub fn complain_of_owner(&mut self, owner: u32, problem: Option<&PgError>) {
+        let owners = &mut self.complaints.owners;
+        let Some(problem) = problem else { return drop(owners.remove(&owner)) };
+        let before = owners.insert(owner, problem.sqlstate.clone());
+        if before.as_ref() != Some(&problem.sqlstate) {
+            self.say(problem);
         }
     }
 
     /// Logs a problem once; false: it was said before.
     pub fn complain(&mut self, about: String, problem: &PgError) -> bool {
-        let first = self.complained.insert(about);
+        let first = self.complaints.said.insert(about);
         if first {
-            // log_line_prefix knows a worker's database by no escape.
-            let detail = problem.detail.as_deref().unwrap_or("No job of it runs.");
-            problem.clone().detail(format!("{detail} This is in database \"{}\".", self.name)).log();
+            self.say(problem);
         }
         first
+    }
+
+    fn say(&self, problem: &PgError) {
+        // log_line_prefix knows a worker's database by no escape.
+        let detail = problem.detail.as_deref().unwrap_or("No job of it runs.");
+        problem.clone().detail(format!("{detail} This is in database \"{}\".", self.name)).log();
     }
 }
 

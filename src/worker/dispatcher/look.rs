@@ -3,7 +3,7 @@
 use super::complain::runnable;
 use super::lane::Lane;
 use super::{Dispatcher, HOUSEKEEPING, Table};
-use crate::catalog;
+use crate::catalog::{self, Handler};
 use crate::gucs;
 use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing};
@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// Lanes beyond which the empty ones are forgotten.
 const LANES: usize = 1000;
 
+/// Who commits one prepared transaction after the other does not make us poll all the time.
+const PACE: Duration = Duration::from_millis(50);
+
 /// What others have told, taken before the snapshot in which it is looked for.
 pub struct News {
     pub poll: bool,
@@ -29,11 +32,20 @@ pub struct News {
 
 impl Dispatcher {
     pub fn must_look(&self) -> bool {
-        Instant::now() >= self.next_poll
+        self.must_poll()
             || self.handlers_version != Some(self.slot.handlers_version.load(Ordering::Acquire))
             || self.slot.withdrawn.load(Ordering::Acquire)
             || self.slot.has_notes()
             || self.lanes_want_a_look()
+    }
+
+    fn must_poll(&self) -> bool {
+        Instant::now() >= self.next_poll || self.slot.must_poll() && self.last_poll.elapsed() >= PACE
+    }
+
+    /// Somebody has asked for a poll a moment after the last one.
+    pub fn poll_due_in(&self) -> Option<Duration> {
+        self.slot.must_poll().then(|| PACE.saturating_sub(self.last_poll.elapsed()))
     }
 
     /// Is there a lane to be read on, or one where something has become due?
@@ -42,9 +54,14 @@ impl Dispatcher {
         self.lanes.values().any(|lane| lane.is_low() || lane.due_in(now).is_some_and(|wait| wait.is_zero()))
     }
 
-    pub fn news(&self) -> News {
+    pub fn news(&mut self) -> News {
+        let poll = self.must_poll();
+        if poll {
+            self.last_poll = Instant::now();
+            self.slot.begin_poll();
+        }
         News {
-            poll: Instant::now() >= self.next_poll,
+            poll,
             handlers_version: self.slot.handlers_version.load(Ordering::Acquire),
             withdrawn: self.slot.withdrawn.swap(false, Ordering::AcqRel),
             notes: self.slot.take(),
@@ -67,7 +84,7 @@ impl Dispatcher {
         let key = note.lane();
         let known = self.handlers.contains_key(&(key.table, key.handler.clone()));
         let other = JobRef { table: key.table, id: job.id };
-        if !known || self.claims.contains_key(&other) || self.uncharged.contains(&other) {
+        if !known || self.claims.contains_key(&other) || self.uncharged.contains(&other) || self.debts.hold(&other) {
             return false;
         }
         match self.lanes.get_mut(&key) {
@@ -94,11 +111,7 @@ impl Dispatcher {
             self.restoring = database::is_being_restored();
         }
         if poll || handlers_changed {
-            self.handlers = catalog::handlers(None)
-                .into_iter()
-                .map(|handler| ((handler.table, handler.name.clone()), handler))
-                .collect();
-            self.handlers_version = Some(version);
+            self.read_handlers(version);
             self.lanes.values_mut().for_each(|lane| lane.blocked_until = None);
             self.read_tables();
         }
@@ -129,15 +142,16 @@ impl Dispatcher {
             self.prune_next = true;
         }
         let monotone_now = shmem::monotone_now();
-        let (claims, uncharged, skipped) = (&self.claims, &self.uncharged, &mut self.skipped);
+        let (claims, uncharged, debts, skipped) = (&self.claims, &self.uncharged, &self.debts, &mut self.skipped);
         for lane in self.lanes.values_mut() {
             lane.fill(monotone_now, |key, job, waiting| {
                 let claimed = claims.get(job).map(|claimed| claimed.enqueued_at);
                 let reading = protocol::on_reading(claimed, waiting.enqueued_at);
-                if reading == Reading::Remember {
+                // Under the id of a debt may be another submission, which is to be read again when that is settled.
+                if reading == Reading::Remember || debts.hold(job) {
                     skipped.insert(*job, (key.clone(), waiting.run_at));
                 }
-                reading != Reading::Keep || uncharged.contains(job)
+                reading != Reading::Keep || uncharged.contains(job) || debts.hold(job)
             });
         }
         // Empty ones are kept for the place that they remember, unless there are very many.
@@ -148,6 +162,16 @@ impl Dispatcher {
             self.complain_unhandled(table, &name);
         }
         true
+    }
+
+    /// Whoever commits a change of the handlers tells everybody; a prepared transaction does so when it is prepared, and is committed by
+    /// somebody who knows nothing of it. So that others look again who have done so between the two, a difference is told once more.
+    fn read_handlers(&mut self, version: u64) {
+        let known = |handler: Handler| ((handler.table, handler.name.clone()), handler);
+        let handlers = catalog::handlers(None).into_iter().map(known).collect();
+        let told = handlers != self.handlers && self.slot.retell_handlers(version);
+        self.handlers_version = Some(if told { version + 1 } else { version });
+        self.handlers = handlers;
     }
 
     /// Something in this lane is due at `run_at`.
@@ -199,10 +223,8 @@ impl Dispatcher {
         for table in tables {
             let Some(owner) = relation::owner(Oid::from(table)) else { continue };
             let problem = runnable(owner).err();
+            self.complain_of_owner(owner.to_u32(), problem.as_ref());
             self.tables.insert(table, Table { owner: owner.to_u32(), runnable: problem.is_none() });
-            if let Some(problem) = problem {
-                self.complain(format!("owner {} {}", owner.to_u32(), problem.sqlstate), &problem);
-            }
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The dispatcher: one per database that has the extension, and the only scheduler there. It reads the queue lane by lane
 //! (`lane`, `look`), hands due jobs to executors of their table's owner (`assign`), starts and stops executors (`roster`),
-//! and interrupts, times out and rescues what they run (`supervise`). It touches the extension's own tables only, never
+//! and interrupts, times out and rescues what they run (`supervise`, `debts`). It touches the extension's own tables only, never
 //! a user's, and runs no user code.
 
 mod assign;
 mod complain;
+mod debts;
 mod lane;
 mod look;
 mod roster;
@@ -18,6 +19,8 @@ use crate::pg::error::PgError;
 use crate::pg::{bgworker, clock, database, guc, lwlock, memory, signal, spi, xact};
 use crate::shmem::{self, Assignment, DatabaseSlot, Exit};
 use crate::worker::{DISPATCHER, Next, run};
+use complain::Complaints;
+use debts::Debts;
 use lane::Lane;
 use pgrx::pg_sys::Oid;
 use roster::Roster;
@@ -65,11 +68,13 @@ pub struct Dispatcher {
     uncharged: HashSet<JobRef>,
     /// Some of those for the sake of another database, which may have news at any moment.
     undecided: bool,
+    debts: Debts,
     begun: Instant,
     /// Which installation of the extension this dispatcher works for.
     extension: Option<Oid>,
     roster: Roster,
     next_poll: Instant,
+    last_poll: Instant,
     next_housekeeping: Instant,
     /// Names that arrived and that no handler is registered for.
     unhandled: Vec<(u32, String)>,
@@ -79,8 +84,7 @@ pub struct Dispatcher {
     gone: HashMap<usize, Instant>,
     /// Attempts that ended with their executor: their rows still show their progress.
     restarts: Vec<Assignment>,
-    complained: HashSet<String>,
-    unknown_names: usize,
+    complaints: Complaints,
     turns: u64,
     failures: u32,
     /// pg_restore is at work: what a job needs may not be there yet.
@@ -106,6 +110,7 @@ pub fn main(argument: u64) {
     SLOT.set(Some(slot));
     bgworker::at_exit(|| {
         if let Some(slot) = SLOT.take() {
+            slot.starving.store(0, Ordering::Release);
             slot.dispatcher.clear();
             shmem::header().launcher.wake();
         }
@@ -141,18 +146,19 @@ impl Dispatcher {
             skipped: HashMap::new(),
             uncharged: HashSet::new(),
             undecided: false,
+            debts: Debts::default(),
             begun: now,
             extension: None,
             roster: Roster::default(),
             next_poll: now,
+            last_poll: now,
             next_housekeeping: now,
             unhandled: Vec::new(),
             unhandled_from: (0, String::new()),
             interrupts: Interrupts::default(),
             gone: HashMap::new(),
             restarts: Vec::new(),
-            complained: HashSet::new(),
-            unknown_names: 0,
+            complaints: Complaints::default(),
             turns: 0,
             failures: 0,
             restoring: false,
@@ -180,6 +186,7 @@ impl Dispatcher {
         if polled {
             self.charge_suspects();
         }
+        self.charge_debts();
         self.drain();
         if let Some(news) = news {
             match xact::transaction(|| spi::connect(|| self.look(news))) {
@@ -216,6 +223,7 @@ impl Dispatcher {
             && self.handlers_version.is_some()
             && self.restarts.is_empty()
             && self.uncharged.is_empty()
+            && self.debts.is_empty()
             && self.lanes.values().all(|lane| lane.first().is_none())
     }
 

@@ -5,27 +5,18 @@ use super::lane::Lane;
 use super::{Claimed, Dispatcher};
 use crate::catalog;
 use crate::gucs;
-use crate::handler;
-use crate::job::{LaneKey, Setback, Timing};
-use crate::pg::call::random_unit;
-use crate::pg::error::PgError;
-use crate::pg::{lwlock, signal, spi, xact};
+use crate::pg::{lwlock, signal};
 use crate::progress;
 use crate::protocol::{self, Rescue};
 use crate::shmem::{
     self, Action, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot, monotone_now,
 };
-use crate::worker::executor::timeout_error;
-use pgrx::PgSqlErrorCode;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long the end of an executor may be part of the end of the server.
 const FAREWELL: Duration = Duration::from_millis(200);
-
-/// As how long a run counts that ended its executor, in microseconds: its handler is not known to be short for some fifty runs.
-const FATAL_US: u64 = 10_000_000;
 
 /// Interrupts that were sent: executor and claim, when, and whether termination followed.
 #[derive(Default)]
@@ -90,13 +81,14 @@ impl Dispatcher {
 
     /// Takes a claim out of the books. Should the same id have been submitted again meanwhile, its lane has passed it by.
     fn forget(&mut self, assignment: &Assignment, executor: usize) -> Option<Claimed> {
-        if assignment.suspect {
-            shmem::header().release_suspect(executor);
-        }
         if let Some((lane, run_at)) = self.skipped.remove(&assignment.job()) {
             self.note(lane, run_at);
         }
-        self.claims.remove(&assignment.job())
+        let claimed = self.claims.remove(&assignment.job())?;
+        if assignment.suspect {
+            shmem::header().release_suspect(executor, claimed.number);
+        }
+        Some(claimed)
     }
 
     /// Gives a job back to its lane.
@@ -130,55 +122,8 @@ impl Dispatcher {
             }
         }
         self.interrupts.0.retain(|(executor, _), _| *executor != index);
-        shmem::header().release_suspect(index);
         lwlock::with(true, || slot.set_state(SlotState::Free));
         WaiterSlot::wake_all(self.database);
-    }
-
-    /// Writes down that the attempt ended with its executor.
-    fn charge(&mut self, assignment: &Assignment, slot: &ExecutorSlot, number: u64) {
-        let definition = self.handlers.get(&(assignment.table, assignment.handler.to_text()));
-        let timed_out = slot.requested_interrupt(number) == Some(Interrupt::Timeout);
-        let (setback, error) = if timed_out {
-            let timeout = definition.and_then(|d| d.timeout).or_else(gucs::handler_timeout).unwrap_or_default();
-            let error = timeout_error(timeout)
-                .detail("The handler did not react to the interrupt, so its executor was terminated.");
-            (Setback::Timeout, error)
-        } else {
-            let error = PgError::new(
-                PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
-                "the executor was terminated while it ran the job",
-            );
-            (Setback::Terminated, error)
-        };
-        let own_limit = (assignment.max_attempts > 0).then_some(assignment.max_attempts);
-        // After the last attempt it is handed out once more, to an executor that writes the failure into its row.
-        let delay = definition
-            .and_then(|d| handler::policy(d, own_limit).delay_after(assignment.attempt, random_unit()))
-            .unwrap_or_default();
-        let run_at = monotone_now() + delay.as_micros() as i64;
-        let started_at = slot.started_at.load(Ordering::Acquire);
-        let charged = xact::transaction(|| {
-            spi::connect(|| {
-                let document = catalog::error_document(&error);
-                if catalog::put_back(assignment, Timing::Retry, run_at, document) {
-                    catalog::log_attempt(assignment, setback, document, started_at, 0);
-                }
-            });
-        });
-        match charged {
-            Ok(()) => self.restarts.push(Assignment { action: Action::Restart, suspect: false, ..*assignment }),
-            Err(error) => error.log(),
-        }
-        let lane = LaneKey {
-            table: assignment.table,
-            handler: assignment.handler.to_text(),
-            priority: assignment.priority,
-            timing: Timing::Retry,
-        };
-        // Those that share its commit would lose their work with every such end.
-        self.roster.pace.note(&lane, FATAL_US);
-        self.note(lane, run_at);
     }
 
     /// Finds claims whose jobs are no longer in the queue: cancelled, deleted, finished by somebody else.
@@ -282,6 +227,8 @@ impl Dispatcher {
         let mut soon = |wait: Duration| sleep = sleep.min(wait.max(Duration::from_millis(1)));
         self.lanes.values().filter_map(|lane| lane.due_in(monotone_now)).for_each(&mut soon);
         self.roster.next_attempt().into_iter().for_each(&mut soon);
+        self.poll_due_in().into_iter().for_each(&mut soon);
+        self.debts.due_in().into_iter().for_each(&mut soon);
         if !self.gone.is_empty() {
             soon(FAREWELL);
         }

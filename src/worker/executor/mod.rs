@@ -124,6 +124,7 @@ fn leave() {
     if bgworker::postmaster_is_alive() {
         journal::end(index);
     }
+    let generation = slot.generation.load(Ordering::Acquire);
     lwlock::with(true, || {
         let passed = slot.passed.load(Ordering::Acquire);
         let unfinished = slot.handed() != slot.drained.load(Ordering::Acquire) || slot.handed() != passed;
@@ -135,6 +136,8 @@ fn leave() {
         });
         slot.process.clear();
     });
+    // Only now: it cannot get another claim. But the slot may have another owner already.
+    shmem::header().release_suspect_of(index, generation);
     for slot in shmem::databases() {
         slot.dispatcher.wake();
     }

@@ -8,7 +8,7 @@ use crate::job::{LaneKey, Timing};
 use crate::journal;
 use crate::pg::error::forget_cancel;
 use crate::pg::{clock, xact};
-use crate::shmem::{Assignment, ClaimState, Note, REFUSED, WaiterSlot};
+use crate::shmem::{self, Assignment, ClaimState, Note, REFUSED, WaiterSlot};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -68,6 +68,10 @@ pub fn settle(executor: &mut Executor, runs: &[Run]) {
             claim.set(ClaimState::Done);
         }
         executor.slot.passed.store(run.number + 1, Ordering::Release);
+        if run.assignment.suspect {
+            // The dispatcher that has handed it out may be gone.
+            shmem::header().release_suspect(executor.index, run.number);
+        }
     }
     if let Some(slot) = executor.dispatcher() {
         slot.leave(&notes);

@@ -2,8 +2,9 @@
 //! neither its error nor its delay.
 
 use server_tests::postgres::Client;
-use server_tests::wait::yes;
+use server_tests::wait::{attempt, yes};
 use server_tests::{App, Cluster, Group, Uuid, Value, json};
+use std::time::Duration;
 
 /// Nothing here has the next poll to thank.
 static SHARED: Group = Group::new(|| Cluster::builder().conf("background_jobs.poll_interval", "1h"));
@@ -170,4 +171,63 @@ fn a_row_that_is_locked_while_a_job_completes_makes_it_run_again_uncharged() {
         kept.iter().all(|(attempt, outcome, code)| (*attempt, &**outcome, code) == (1, "conflict", &json!("55P03"))),
         "{kept:?}"
     );
+}
+
+/// Nobody can write down that the attempt has ended with its executor, as long as a client's cancel is open: until then there is no
+/// other attempt, and nobody else waits.
+#[test]
+fn an_attempt_that_ends_its_executor_beside_an_open_cancel_is_charged_before_the_job_runs_again() {
+    let mut app = SHARED.app("fatal");
+    app.sql("CREATE SEQUENCE runs");
+    let body = "PERFORM nextval('runs'); PERFORM reach(1); PERFORM await_gate('go');
+        PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(60); RETURN NULL;";
+    app.handler_with("fatal", body, "max_attempts => 2, retry_delay => '10 ms'");
+    app.handler("noted", "PERFORM note(); RETURN NULL;");
+    let id = app.submit("fatal", json!({}));
+    app.wait_reached(1);
+    let mut client = app.session();
+    client.batch_execute("BEGIN").unwrap();
+    client.execute("UPDATE background_jobs SET cancelled = true WHERE id = $1", &[&id]).unwrap();
+    app.open_gate("go");
+    app.wait_left(1);
+    // It has been there for longer than these, and would go first.
+    let again = attempt(Duration::from_secs(3), "another run", || {
+        let other = app.submit("noted", json!({}));
+        assert!(app.wait_final(other).completed);
+        yes(app.one::<i64>("SELECT last_value FROM runs", &[]) > 1)
+    });
+    assert!(again.is_err(), "it ran again before its first attempt was charged");
+    assert_eq!(attempts(&mut app, id), []);
+    client.batch_execute("ROLLBACK").unwrap();
+    let job = app.wait_final(id);
+    assert_eq!((job.error("sqlstate"), job.error("attempts")), (Some(&json!("57P01")), Some(&json!(2))), "{job:?}");
+    let each = |attempt| (attempt, "terminated".to_owned(), json!("57P01"));
+    assert_eq!(attempts(&mut app, id), [each(1), each(2)]);
+    assert_eq!(app.one::<i64>("SELECT last_value FROM runs", &[]), 2, "no attempt was given away");
+}
+
+/// The same of a cancel that is committed in the end, and of a row that takes the place of the one that is gone.
+#[test]
+fn a_job_that_was_cancelled_before_its_attempt_could_be_charged_does_not_hold_up_another_of_its_id() {
+    let mut app = SHARED.app("fatal_again");
+    let body = "PERFORM reach(1); PERFORM await_gate('go'); PERFORM pg_terminate_backend(pg_backend_pid());
+        PERFORM pg_sleep(60); RETURN NULL;";
+    app.handler("fatal", body);
+    app.handler("noted", "PERFORM note(); RETURN to_jsonb((SELECT attempt FROM background_jobs.current_job()));");
+    let id = app.submit("fatal", json!({}));
+    app.wait_reached(1);
+    let mut client = app.session();
+    client.batch_execute("BEGIN").unwrap();
+    client.execute("DELETE FROM background_jobs WHERE id = $1", &[&id]).unwrap();
+    client
+        .execute("INSERT INTO background_jobs (id, payload) VALUES ($1, '{\"handler\": \"noted\"}')", &[&id])
+        .unwrap();
+    app.open_gate("go");
+    app.wait_left(1);
+    app.wait_true("SELECT NOT EXISTS (SELECT FROM background_jobs.workers WHERE job_id IS NOT NULL)");
+    let other = app.submit("noted", json!({}));
+    assert!(app.wait_final(other).completed);
+    client.batch_execute("COMMIT").unwrap();
+    assert_eq!(app.wait_final(id).result, Some(json!(1)));
+    assert_eq!(app.noted(id), 1);
 }

@@ -4,6 +4,7 @@
 mod functions;
 mod holds_up;
 mod learns;
+mod stand_ins;
 
 use server_tests::tenant::{Tenant, stranger};
 use server_tests::{App, Builder, Cluster, Group, Uuid, json};

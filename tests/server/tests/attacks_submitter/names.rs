@@ -81,7 +81,7 @@ fn a_huge_name_is_kept_out_of_the_queue_and_the_log() {
     assert_eq!(app.state(last), "cancelled");
 }
 
-/// Each name is warned about once, a thousand of them at most, and the warnings name what cannot forge a line of their own.
+/// Each name is warned about once, a thousand of an owner's at most, and the warnings name what cannot forge a line of their own.
 #[test]
 fn unregistered_names_by_the_ten_thousand_neither_flood_the_log_nor_stop_others() {
     let cluster = Cluster::builder().conf("background_jobs.poll_interval", "300ms").start();
@@ -107,6 +107,27 @@ fn unregistered_names_by_the_ten_thousand_neither_flood_the_log_nor_stop_others(
     assert!(log.len() < 1_000_000, "{} bytes of log", log.len());
     let forged: Vec<&str> = log.lines().filter(|line| line.starts_with("FATAL") || line.starts_with("ERROR")).collect();
     assert!(forged.is_empty(), "{forged:?}");
+}
+
+#[test]
+fn who_makes_up_names_until_no_more_of_them_are_warned_about_hides_nobody_elses() {
+    let cluster = Cluster::builder().conf("background_jobs.poll_interval", "20ms").start();
+    let mut app = App::with_table(&cluster, "used_up");
+    let mut victim = owner(&app, "victim");
+    app.sql(
+        "INSERT INTO background_jobs (payload) SELECT jsonb_build_object('handler', 'made_up_' || n) FROM generate_series(1, 1500) n",
+    );
+    let warnings = |name: &str| cluster.log().matches(&format!("no handler named \"{name}")).count();
+    cluster.wait_until("a thousand warnings", || match warnings("made_up_") {
+        1000 => Ok(()),
+        seen => Err(seen.to_string()),
+    });
+    victim.submit("forgotten");
+    cluster.wait_until("the victim's warning", || match warnings("forgotten") {
+        1 => Ok(()),
+        seen => Err(seen.to_string()),
+    });
+    assert_eq!(warnings("made_up_"), 1000);
 }
 
 /// Time that one INSERT of that many names takes, which nobody but its own session pays for; it must not be quadratic.

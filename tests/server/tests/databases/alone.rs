@@ -1,7 +1,7 @@
 //! Commands that need a database for themselves, while its workers are connected: idle, or with a job running.
 
 use crate::SHARED;
-use server_tests::{App, Uuid, ident, json};
+use server_tests::{App, Cluster, Uuid, ident, json};
 use std::time::{Duration, Instant};
 
 /// Runs `statement` from another database while workers are connected, idle or busy; core would wait five seconds and fail.
@@ -83,6 +83,23 @@ fn drop_database() {
             log.lines().filter(|line| line.contains("FATAL") && line.contains(&app.database)).collect();
         assert_eq!(fatal, Vec::<&str>::new(), "busy: {busy}");
     }
+}
+
+/// There is no dispatcher then that would be told to leave, but an executor that was busy when it left.
+#[test]
+fn drop_database_where_no_job_may_run_any_more() {
+    let cluster = Cluster::builder().conf("background_jobs.poll_interval", "200ms").start();
+    let mut app = App::with_table(&cluster, "forbidden");
+    app.handler("held", "PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;");
+    let id = app.submit("held", json!({}));
+    app.wait_reached(1);
+    cluster.set("background_jobs.databases", "");
+    app.wait_workers("the dispatcher to leave", |count| count == 1);
+    app.open_gate("go");
+    assert!(app.wait_final(id).completed);
+    leave(&mut app);
+    assert_eq!(app.workers(), 1, "an executor to be in the way");
+    as_a_whole(&app, &format!("DROP DATABASE {}", ident(&app.database)));
 }
 
 #[test]

@@ -120,3 +120,24 @@ fn jobs_whose_handler_a_former_owner_registered_are_shown_as_unhandled_and_warne
     admin.batch_execute(&format!("DROP OWNED BY {0}; DROP ROLE {0}", ident(&other))).unwrap();
     assert_eq!((state.as_str(), warned), ("unhandled", Ok(())));
 }
+
+#[test]
+fn a_role_that_loses_login_again_after_it_was_back_is_warned_about_again() {
+    let mut app = SHARED.app("login_lost");
+    app.handler("noted", "PERFORM note(); RETURN NULL;");
+    let cluster = app.cluster;
+    let role = ident(&app.role);
+    let mut admin = app.admin();
+    let warning = format!("role \"{}\" cannot log in, so its jobs cannot run", app.role);
+    for times in 1..=3 {
+        admin.batch_execute(&format!("ALTER ROLE {role} NOLOGIN")).unwrap();
+        cluster.wait_until("the warning", || match cluster.log().matches(&warning).count() {
+            seen if seen == times => Ok(()),
+            seen => Err(format!("{seen} of {times}")),
+        });
+        let id = app.submit("noted", json!({}));
+        admin.batch_execute(&format!("ALTER ROLE {role} LOGIN")).unwrap();
+        assert!(app.wait_final(id).completed);
+        app.end_executors();
+    }
+}

@@ -156,3 +156,44 @@ fn a_hundred_databases_have_a_dispatcher_each_and_run_their_jobs() {
     // Its end would drop one of a hundred databases; they all go with the server.
     std::mem::forget(app);
 }
+
+/// Executors give way to owners who have none: as long as there is somebody who could give those owners what is given up.
+#[test]
+fn owners_that_wait_in_a_database_that_may_run_no_jobs_any_more_take_no_executor_from_others() {
+    let cluster = configuration()
+        .conf("background_jobs.max_executors", "2")
+        .conf("background_jobs.executor_idle_timeout", "100ms")
+        .start();
+    let mut here = App::with_table(&cluster, "here");
+    here.handler(
+        "held",
+        "PERFORM reach((payload ->> 'point')::int); PERFORM await_gate(payload ->> 'point'); RETURN NULL;",
+    );
+    let first = here.submit("held", json!({"point": 1}));
+    let second = here.submit("held", json!({"point": 2}));
+    here.wait_reached(1);
+    here.wait_reached(2);
+    let mut there = App::with_table(&cluster, "there");
+    noting(&mut there);
+    let waits = there.submit("noted", json!({}));
+    // The dispatcher says this in the look after which it finds no executor for the other one.
+    there.submit("nobodys", json!({}));
+    cluster.wait_until("the dispatcher to look", || {
+        server_tests::wait::yes(cluster.log().contains("no handler named \"nobodys\""))
+    });
+    cluster.set("background_jobs.databases", &here.database.clone());
+    there.wait_workers("the dispatcher to leave", |count| count == 0);
+    here.open_gate("1");
+    here.wait_final(first);
+    here.wait_true("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'background_jobs executor'");
+    // Nobody else wants the slot that is free now.
+    let third = here.submit("held", json!({"point": 3}));
+    here.wait_reached(3);
+    here.open_gate("2");
+    here.open_gate("3");
+    for id in [second, third] {
+        assert!(here.wait_final(id).completed);
+    }
+    cluster.set("background_jobs.databases", "*");
+    assert!(there.wait_final(waits).completed);
+}

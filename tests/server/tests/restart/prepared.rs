@@ -4,7 +4,7 @@ use super::configuration;
 use server_tests::{App, Uuid, json};
 use std::time::{Duration, Instant};
 
-/// `poll_interval` and a second: nobody wakes the dispatcher for what was prepared before the crash.
+/// `poll_interval` and a second, as if nobody had woken the dispatcher.
 const BOUND: Duration = Duration::from_millis(1500);
 
 /// A busy machine.

@@ -1,5 +1,7 @@
 //! Logical dumps: what is in them, what runs during and after their restore, and what does not.
 
+mod held_back;
+
 use server_tests::postgres::Client;
 use server_tests::{App, Cluster, Group, Uuid, ident, json, keeper, run};
 use std::fs::File;
