@@ -11,13 +11,18 @@ const STATEMENT_TIMEOUT: c_int = 3;
 /// How far two clocks may be apart after a delay.
 const CLOCKS: Duration = Duration::from_micros(100);
 
+/// Any number beyond the server's own alarms asks for one that is free.
+const SOME_TIMEOUT: c_int = 1000;
+
 thread_local! {
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+    static REMINDER: Cell<Option<(c_int, fn())>> = const { Cell::new(None) };
 }
 
 unsafe extern "C-unwind" {
     fn enable_timeout_after(id: c_int, delay_ms: c_int);
     fn disable_timeout(id: c_int, keep_indicator: bool);
+    fn RegisterTimeout(id: c_int, handler: unsafe extern "C-unwind" fn()) -> c_int;
 }
 
 /// Interrupts what runs in `delay` from now (at least a millisecond), with SQLSTATE 57014.
@@ -34,6 +39,34 @@ pub fn arm(delay: Duration) {
 /// own mark is gone by then.
 pub fn fired() -> bool {
     DEADLINE.get().is_some_and(|deadline| Instant::now() >= deadline)
+}
+
+/// What `remind` calls from now on. `f` runs in a signal handler: atomics and latches only.
+pub fn register_reminder(f: fn()) {
+    // SAFETY: once in a process, whose alarms the server has set up before its main function.
+    let id = unsafe { RegisterTimeout(SOME_TIMEOUT, on_reminder) };
+    REMINDER.set(Some((id, f)));
+}
+
+unsafe extern "C-unwind" fn on_reminder() {
+    if let Some((_, f)) = REMINDER.get() {
+        f();
+    }
+}
+
+/// Calls what was registered in `delay` from now (at least a millisecond), whatever runs then; it interrupts nothing.
+pub fn remind(delay: Duration) {
+    if let Some((id, _)) = REMINDER.get() {
+        // SAFETY: the alarm was registered. The functions neither raise errors nor unwind.
+        unsafe { enable_timeout_after(id, delay.as_millis().max(1) as c_int) };
+    }
+}
+
+pub fn forget_reminder() {
+    if let Some((id, _)) = REMINDER.get() {
+        // SAFETY: as above.
+        unsafe { disable_timeout(id, false) };
+    }
 }
 
 pub fn disarm() {

@@ -163,16 +163,20 @@ fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
     // Above READ COMMITTED the job's own completion would fail to serialize after a flush of its progress.
     progress::begin(executor.slot, xact::sees_new_commits());
     executor.slot.begin(job.number);
-    // For its timeout; otherwise its end would be early enough.
     if executor.slot.booked.load(Ordering::Acquire) <= job.number {
-        executor.wake_dispatcher();
+        // A session has handed it over, and nobody watches over it yet.
+        timer::remind(UNWATCHED);
     }
     // It may have been asked for before there was something to interrupt.
     signal::interrupt_self();
 }
 
+/// How long a job runs before the dispatcher is woken to watch over it; of most it need not hear before their end.
+const UNWATCHED: Duration = Duration::from_millis(5);
+
 /// Nothing of the attempt goes on: no interrupt, no progress, no row that is ours to finish.
 pub fn end(executor: &Executor) {
+    timer::forget_reminder();
     forget_cancel();
     submit::not_finishing();
     CURRENT.set(None);

@@ -27,7 +27,7 @@ use crate::handler::Handlers;
 use crate::journal;
 use crate::pg::memory::{self, Context};
 use crate::pg::role::bookkeeping;
-use crate::pg::{bgworker, clock, guc, lwlock, role, signal, spi, xact};
+use crate::pg::{bgworker, clock, guc, lwlock, role, signal, spi, timer, xact};
 use crate::shmem::{self, DatabaseSlot, ExecutorSlot, SlotState};
 use crate::worker::{EXECUTOR, Next, run as run_worker};
 use pgrx::pg_sys::Oid;
@@ -63,6 +63,8 @@ pub struct Executor {
     /// Payloads, results and errors of the batch.
     memory: Context,
     errors: Context,
+    /// Nothing was run in the session since it was reset.
+    clean: bool,
     stats: BTreeMap<(u32, String), Counts>,
     stats_written: Instant,
     idle_since: Instant,
@@ -96,6 +98,11 @@ pub fn main(argument: u64) {
     }
     bgworker::connect(Oid::from(database), Oid::from(owner));
     guc::notice_deadlocks_first();
+    timer::register_reminder(|| {
+        if let Some(dispatcher) = own_slot().and_then(|slot| shmem::database(slot.database.load(Ordering::Acquire))) {
+            dispatcher.dispatcher.wake();
+        }
+    });
     bgworker::report_application_name(EXECUTOR);
     bgworker::report_activity(None);
     let now = Instant::now();
@@ -108,6 +115,7 @@ pub fn main(argument: u64) {
         pace: pace::Pace::default(),
         memory: Context::new(c"background_jobs batch"),
         errors: Context::new(c"background_jobs errors"),
+        clean: false,
         stats: BTreeMap::new(),
         stats_written: now,
         idle_since: now,
