@@ -26,7 +26,7 @@ ALTER EXTENSION background_jobs SET SCHEMA public; \echo :LAST_ERROR_SQLSTATE
 SELECT proname || '(' || pg_get_function_arguments(oid) || ') RETURNS ' || pg_get_function_result(oid)
        || CASE WHEN prosecdef THEN ' SECURITY DEFINER' ELSE '' END
        || CASE WHEN has_function_privilege('regress_stranger', oid, 'EXECUTE') THEN '' ELSE ' (not for everybody)' END
-  FROM pg_proc WHERE pronamespace = 'background_jobs'::regnamespace ORDER BY proname;
+  FROM pg_proc WHERE pronamespace = 'background_jobs'::regnamespace ORDER BY proname, pg_get_function_arguments(oid);
 -- The views.
 SELECT c.relname || ': ' || string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum)
   FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
@@ -48,6 +48,8 @@ SELECT a.attrelid::regclass, a.attname FROM pg_attribute a JOIN pg_class c ON c.
 \pset format aligned
 \pset tuples_only off
 
+-- For the other scripts: a built-in function that can be a handler. From PostgreSQL 18 on the server has none itself.
+CREATE FUNCTION pg_catalog.regress_built_in(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT jsonb_strip_nulls($1)';
 -- For the other scripts: waits until the job is in that state, and returns the state seen last.
 CREATE FUNCTION await_state(id uuid, wanted text, job_table regclass DEFAULT to_regclass('background_jobs'))
     RETURNS text LANGUAGE plpgsql AS $$
