@@ -1,7 +1,7 @@
 //! Starting background workers and knowing how they fare.
 
 use crate::pg::memory::zeroed;
-use crate::pg::{encoding, latch, role, signal};
+use crate::pg::{encoding, guc, latch, role, signal};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
 
@@ -95,6 +95,7 @@ pub fn connect(database: pg_sys::Oid, role: pg_sys::Oid) {
     let flags = 0;
     // SAFETY: called once in a worker's life, before any transaction.
     unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, flags) };
+    guc::outlast_transaction_timeout();
     role::remember_session();
 }
 
@@ -102,6 +103,7 @@ pub fn connect(database: pg_sys::Oid, role: pg_sys::Oid) {
 pub fn connect_shared() {
     // SAFETY: as above.
     unsafe { pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0) };
+    guc::outlast_transaction_timeout();
 }
 
 unsafe extern "C-unwind" fn on_exit(_code: i32, arg: pg_sys::Datum) {

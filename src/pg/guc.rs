@@ -105,14 +105,13 @@ pub fn set_session(name: &CStr, value: &CStr) {
     set(name, value, pg_sys::GucAction::GUC_ACTION_SET);
 }
 
-/// In a deadlock the one that notices first gives up. That shall be our worker, never the session that it met: what a worker
-/// gives up, it does again.
-pub fn notice_deadlocks_first() {
-    // SAFETY: as in `set`. As an override it is the session's default, which no RESET takes back.
+/// Makes `value` the session's default of `name`, which no RESET takes back.
+fn set_default(name: &CStr, value: &CStr) {
+    // SAFETY: as in `set`. An override is what the session falls back to.
     unsafe {
         pg_sys::set_config_option(
-            c"deadlock_timeout".as_ptr(),
-            c"100ms".as_ptr(),
+            name.as_ptr(),
+            value.as_ptr(),
             pg_sys::GucContext::PGC_SUSET,
             pg_sys::GucSource::PGC_S_OVERRIDE,
             pg_sys::GucAction::GUC_ACTION_SET,
@@ -121,6 +120,19 @@ pub fn notice_deadlocks_first() {
             false,
         );
     }
+}
+
+/// In a deadlock the one that notices first gives up. That shall be our worker, never the session that it met: what a worker
+/// gives up, it does again.
+pub fn notice_deadlocks_first() {
+    set_default(c"deadlock_timeout", c"100ms");
+}
+
+/// A limit that is meant for the transactions of clients ends the session, so that it would end workers, and jobs without an
+/// error of their own. Before PostgreSQL 17 there is no such setting, and a worker knows none of its kind.
+pub fn outlast_transaction_timeout() {
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    set_default(c"transaction_timeout", c"0");
 }
 
 /// Makes a misspelt setting with our prefix an error rather than a placeholder.

@@ -170,8 +170,9 @@ unsafe fn has_code(relation: pg_sys::Relation) -> bool {
     unsafe {
         let form = &*(*relation).rd_rel;
         let constraints = (*(*relation).rd_att).constr;
-        let computes =
-            |constraints: &pg_sys::TupleConstr| constraints.num_check > 0 || constraints.has_generated_stored;
+        let computes = |constraints: &pg_sys::TupleConstr| {
+            constraints.num_check > 0 || constraints.has_generated_stored || has_virtual_columns(constraints)
+        };
         if form.relkind as u8 != pg_sys::RELKIND_RELATION
             || form.relhasrules
             || form.relrowsecurity
@@ -190,6 +191,17 @@ unsafe fn has_code(relation: pg_sys::Relation) -> bool {
             pg_sys::index_close(index, pg_sys::NoLock as i32);
             computes
         })
+    }
+}
+
+/// From 18 on: a column that is computed whenever it is read is computed by a write, too, if it is NOT NULL.
+fn has_virtual_columns(constraints: &pg_sys::TupleConstr) -> bool {
+    #[cfg(feature = "pg18")]
+    return constraints.has_generated_virtual;
+    #[cfg(not(feature = "pg18"))]
+    {
+        let _ = constraints;
+        false
     }
 }
 

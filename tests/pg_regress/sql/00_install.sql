@@ -48,6 +48,8 @@ SELECT a.attrelid::regclass, a.attname FROM pg_attribute a JOIN pg_class c ON c.
 \pset format aligned
 \pset tuples_only off
 
+-- For the other scripts: a built-in function that can be a handler. From PostgreSQL 18 on the server has none itself.
+CREATE FUNCTION pg_catalog.regress_built_in(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT jsonb_strip_nulls($1)';
 -- For the other scripts: waits until the job is in that state, and returns the state seen last.
 CREATE FUNCTION await_state(id uuid, wanted text, job_table regclass DEFAULT to_regclass('background_jobs'))
     RETURNS text LANGUAGE plpgsql AS $$

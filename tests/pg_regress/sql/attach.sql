@@ -38,7 +38,7 @@ SELECT background_jobs.detach('background_jobs');
 -- What needs an attached table says so.
 SELECT background_jobs.enqueue('resize'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.retry('00000000-0000-0000-0000-000000000004'); \echo :LAST_ERROR_SQLSTATE
-SELECT background_jobs.register_handler('f', 'pg_catalog.jsonb_strip_nulls(jsonb)'); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.register_handler('f', 'pg_catalog.regress_built_in(jsonb)'); \echo :LAST_ERROR_SQLSTATE
 -- The rows are found again.
 SELECT background_jobs.attach('background_jobs');
 DROP TABLE background_jobs;
@@ -98,13 +98,9 @@ SELECT job_table, job_id, handler, state FROM background_jobs.queue;
 SELECT background_jobs.detach('parted');
 DROP TABLE parted;
 
--- The owner's session runs the jobs, so it has to be one that can be opened, and not a superuser's.
+-- The owner's session runs the jobs, so it must not be a superuser's.
 \c - postgres
 CREATE TABLE admin_jobs (id uuid PRIMARY KEY, "timestamp" timestamptz, payload jsonb, completed boolean,
     cancelled boolean, progress real, result jsonb);
 SELECT background_jobs.attach('admin_jobs'); \echo :LAST_ERROR_SQLSTATE
-CREATE ROLE "regress no login";
-ALTER TABLE admin_jobs OWNER TO "regress no login";
-SELECT background_jobs.attach('admin_jobs'); \echo :LAST_ERROR_SQLSTATE
 DROP TABLE admin_jobs;
-DROP ROLE "regress no login";

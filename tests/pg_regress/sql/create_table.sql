@@ -30,7 +30,7 @@ RESET search_path;
 CREATE TEMPORARY TABLE shadowed (a int);
 SELECT background_jobs.create_table('shadowed');
 DROP TABLE pg_temp.shadowed;
-\dt shadowed
+SELECT schemaname, tablename, tableowner FROM pg_tables WHERE tablename = 'shadowed';
 
 -- The optional columns; a name given twice counts once.
 SELECT background_jobs.create_table('everything',

@@ -14,8 +14,8 @@ SELECT background_jobs.register_handler('with id', 'echo(uuid, jsonb)', 'backgro
 SELECT background_jobs.register_handler('nothing', 'nothing(jsonb)');
 SELECT background_jobs.register_handler('out', 'out_argument(jsonb)');
 SELECT background_jobs.register_handler('quoted "name"', '"Regress Schema"."a "".""(b)"(jsonb)');
-SELECT background_jobs.register_handler('built in', 'jsonb_strip_nulls');
-SELECT background_jobs.register_handler('built in', 'jsonb_strip_nulls(jsonb)');
+SELECT background_jobs.register_handler('built in', 'regress_built_in');
+SELECT background_jobs.register_handler('built in', 'regress_built_in(jsonb)');
 SELECT background_jobs.register_handler('full', 'echo(jsonb)', 'background_jobs', 3, '1 min', '2 s', '1 h', 2, 'slow',
     5::smallint, 'off');
 SELECT job_table, name, function, owner, max_attempts, timeout, retry_delay, max_retry_delay, concurrency, queue, priority,

@@ -7,7 +7,10 @@ SELECT name, short_desc, extra_desc FROM pg_settings WHERE name LIKE 'background
 SET background_jobs.max_executors = 8; \echo :LAST_ERROR_SQLSTATE
 SET background_jobs.enabled = off; \echo :LAST_ERROR_SQLSTATE
 ALTER ROLE regress_app SET background_jobs.handler_timeout = '1 min'; \echo :LAST_ERROR_SQLSTATE
+-- The message has units from PostgreSQL 17 on.
+\set VERBOSITY sqlstate
 ALTER SYSTEM SET background_jobs.poll_interval = '1 ms'; \echo :LAST_ERROR_SQLSTATE
+\set VERBOSITY default
 ALTER SYSTEM SET background_jobs.max_attempts = 0; \echo :LAST_ERROR_SQLSTATE
 ALTER SYSTEM SET background_jobs.handler_timeout = 'soon'; \echo :LAST_ERROR_SQLSTATE
 -- The prefix is the extension's: a misspelt setting is an error.

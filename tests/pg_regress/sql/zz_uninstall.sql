@@ -28,4 +28,5 @@ DROP TABLE background_jobs;
 DROP FUNCTION echo;
 \c - postgres
 DROP FUNCTION await_state;
+DROP FUNCTION pg_catalog.regress_built_in;
 DROP EXTENSION background_jobs;

@@ -40,6 +40,8 @@ pub struct Installation {
     pgxs: PathBuf,
     /// A data directory fresh from initdb, copied for every cluster.
     template: OnceLock<PathBuf>,
+    /// The major version.
+    pub major: u32,
     pub has_extension: bool,
 }
 
@@ -78,12 +80,13 @@ impl Installation {
             link_entries(directory, &there(directory));
         }
 
-        let package = package_directory(&os::run(Command::new(pg_config).arg("--version")));
+        let major = major_version(&os::run(Command::new(pg_config).arg("--version")));
+        let package = package_directory(major);
         let has_extension = package.is_dir();
         if has_extension {
             overlay(&package, prefix);
         }
-        Installation { bin: there(&bin), pgxs: lib.join("pgxs"), template: OnceLock::new(), has_extension }
+        Installation { bin: there(&bin), pgxs: lib.join("pgxs"), template: OnceLock::new(), major, has_extension }
     }
 
     /// A new data directory at `path`, owned by the server's user. Superuser `postgres`, UTF-8, locale C, trust.
@@ -118,12 +121,16 @@ fn pg_config_program() -> PathBuf {
     panic!("no PostgreSQL server found through {candidates:?}: set PG_CONFIG");
 }
 
-fn package_directory(version: &str) -> PathBuf {
+/// Of "PostgreSQL 15.20 (Debian ...)".
+fn major_version(version: &str) -> u32 {
+    let digits: String = version.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or_else(|e| panic!("{version}: {e}"))
+}
+
+fn package_directory(major: u32) -> PathBuf {
     if let Some(named) = std::env::var_os(PACKAGE_VARIABLE) {
         return PathBuf::from(named);
     }
-    // "PostgreSQL 15.20 (Debian ...)"
-    let major: String = version.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from);
     target.join(format!("release/background_jobs-pg{major}"))

@@ -66,6 +66,12 @@ pub fn times(rounds: u32) -> u32 {
     rounds * times
 }
 
+/// The major version of PostgreSQL that is tested with, for what is different there.
+#[must_use]
+pub fn major() -> u32 {
+    installation::Installation::get().major
+}
+
 /// A value as an SQL literal, for the statements that take no parameters.
 #[must_use]
 pub fn lit(value: &str) -> String {

@@ -49,6 +49,21 @@ fn a_timeout_is_an_attempt_like_any_failure() {
 }
 
 #[test]
+fn the_limits_of_the_roles_other_sessions_are_not_the_handlers() {
+    let mut app = SHARED.app("limits");
+    let role = server_tests::ident(&app.role);
+    let mut admin = app.admin();
+    admin.batch_execute(&format!("ALTER ROLE {role} SET statement_timeout = '100ms'")).unwrap();
+    if server_tests::major() > 16 {
+        admin.batch_execute(&format!("ALTER ROLE {role} SET transaction_timeout = '100ms'")).unwrap();
+    }
+    let body = "PERFORM pg_sleep(0.3); RETURN '1';";
+    let (id, job, _) = run_once(&mut app, body, "timeout => '60 s'");
+    assert_eq!(job.result, Some(json!(1)));
+    assert_eq!(outcomes(&mut app, id), [""; 0]);
+}
+
+#[test]
 fn a_handlers_own_timeout_goes_before_the_setting() {
     let mut app = SHARED.app("own");
     let (_, job, _) = run_once(&mut app, "PERFORM pg_sleep(0.9); RETURN '1';", "max_attempts => 1, timeout => '60 s'");

@@ -91,6 +91,9 @@ fn a_view_under_the_tables_name_gets_nothing_of_its_jobs() {
         assert!(["42809", "55000"].contains(&code.as_str()), "{call}: {code}");
     }
     // What PostgreSQL 15 still allows: an empty table becomes a view, with the OID that the queue knows.
+    if server_tests::major() > 15 {
+        return;
+    }
     app.sql("DROP VIEW background_jobs; ALTER TABLE real_jobs RENAME TO background_jobs");
     app.sql(
         "INSERT INTO background_jobs (payload) VALUES ('{\"handler\": \"later\"}');

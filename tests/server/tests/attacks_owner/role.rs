@@ -115,6 +115,7 @@ fn the_strangest_settings_of_a_role_change_nothing() {
     app.handler("echo", "PERFORM background_jobs.set_progress(0.25); RETURN payload;");
     app.handler_with("fails", "RAISE 'no';", "max_attempts => 3, retry_delay => '10 ms', timeout => '1 min'");
     let mut admin = app.admin();
+    let parallel = if server_tests::major() > 15 { "debug_parallel_query" } else { "force_parallel_mode" };
     for setting in [
         "search_path = ''",
         "row_security = off",
@@ -123,7 +124,7 @@ fn the_strangest_settings_of_a_role_change_nothing() {
         "default_transaction_read_only = on",
         "default_transaction_isolation = 'serializable'",
         "default_transaction_deferrable = on",
-        "force_parallel_mode = regress",
+        &format!("{parallel} = regress"),
         "transform_null_equals = on",
         "standard_conforming_strings = off",
         "IntervalStyle = 'sql_standard'",
