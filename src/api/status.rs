@@ -92,7 +92,7 @@ fn read(table: &Relation, job: &JobRef, memory: Current) -> Option<Status> {
                           OPERATOR(pg_catalog.=) 'number'
                      THEN result OPERATOR(pg_catalog.#>>) '{{error,attempts}}' END,
                 {}, {}, {}, {}, {}, {}, {}, {}
-           FROM {} WHERE id OPERATOR(pg_catalog.=) $1",
+           FROM {} WHERE id OPERATOR(pg_catalog.=) $1{}",
         column("handler", "text"),
         column("queue", "text"),
         column("priority", "int2"),
@@ -101,7 +101,8 @@ fn read(table: &Relation, job: &JobRef, memory: Current) -> Option<Status> {
         column("attempts", "int4"),
         column("started_at", "timestamptz"),
         column("finished_at", "timestamptz"),
-        table.qualified_name()
+        table.qualified_name(),
+        job_table::meant_first(table)
     );
     spi::connect(|| {
         let rows = Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 1);

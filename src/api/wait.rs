@@ -35,8 +35,9 @@ fn read(table: &Relation, job: &JobRef) -> Option<Row> {
         "SELECT completed IS TRUE, cancelled IS TRUE, xmin::pg_catalog.text::pg_catalog.int8, result,
                 result OPERATOR(pg_catalog.#>>) '{{error,message}}', result OPERATOR(pg_catalog.#>>) '{{error,sqlstate}}',
                 result OPERATOR(pg_catalog.#>>) '{{error,detail}}', result OPERATOR(pg_catalog.#>>) '{{error,hint}}'
-           FROM {} WHERE id OPERATOR(pg_catalog.=) $1",
-        table.qualified_name()
+           FROM {} WHERE id OPERATOR(pg_catalog.=) $1{}",
+        table.qualified_name(),
+        job_table::meant_first(table)
     );
     let memory = Current::get();
     spi::connect(|| {
