@@ -93,7 +93,8 @@ pub const PUT_BACK: &str = "UPDATE background_jobs.queued_job
 
 /// $1 to $4 as in `FINISH`, $5 run_at; says the same as `Queued::put_back_free`.
 pub const PUT_BACK_FREE: &str = "UPDATE background_jobs.queued_job
-            SET conflicts = LEAST(conflicts + 1, 30000)::smallint, timing = 2, run_at = $5
+            SET conflicts = LEAST(conflicts + 1, 30000)::smallint, timing = 2, run_at = $5,
+                last_error = last_error - 'missing_since'
           WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 AND attempts = $4 RETURNING conflicts";
 
 /// $1 to $3 as in `FINISH`; says the same as `is_queued`.

@@ -1,11 +1,12 @@
 //! Back into the queue: until when, whether the attempt is charged, and what is kept of it.
 
+use super::Executor;
 use super::batch::Job;
 use super::outcome::Ended;
 use super::row;
 use crate::catalog;
 use crate::gucs;
-use crate::job::{Setback, Timing};
+use crate::job::{Setback, Timing, format_id};
 use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
@@ -15,6 +16,7 @@ use crate::pg::spi;
 use crate::protocol;
 use crate::retry;
 use crate::shmem::{Assignment, monotone_now};
+use pgrx::PgSqlErrorCode;
 use std::time::Duration;
 
 /// When what a client was in the way of is tried again.
@@ -47,13 +49,42 @@ pub fn conflict(job: &Job, error: &PgError, started_at: Timestamp) -> Option<End
     })
 }
 
-/// Puts a job back whose row is not there, for longer every time; it is given up when the log of its attempts would be, too.
-pub fn postpone(assignment: &Assignment) -> Ended {
-    if clock::now() - assignment.enqueued_at > gucs::attempts_retention().as_micros() as i64 {
-        row::fence(assignment);
-        return Ended::Withdrawn;
+/// How long a row is looked for at least: it may be hidden for a while, or not restored yet.
+const LOOKED_FOR: Duration = Duration::from_secs(3600);
+
+/// Puts a job back whose row is not there, for longer every time. It is given up when it has been looked for as long as the log of
+/// attempts is kept; that log says so.
+pub fn postpone(executor: &mut Executor, assignment: &Assignment) -> Ended {
+    let error = PgError::new(
+        PgSqlErrorCode::ERRCODE_NO_DATA_FOUND,
+        "the job's row is not there, or its owner does not see it",
+    );
+    let now = clock::now();
+    let patience = gucs::attempts_retention().max(LOOKED_FOR);
+    let missing = bookkeeping(|| spi::connect(|| catalog::missing_since(assignment.job())));
+    if missing.is_none_or(|since| now.saturating_sub(since) <= patience.as_micros() as i64) {
+        return bookkeeping(|| {
+            spi::connect(|| {
+                let run_at = longer(assignment, gucs::poll_interval());
+                match catalog::put_back_missing(assignment, run_at, catalog::error_document(&error), now) {
+                    true => Ended::Retry(run_at),
+                    false => Ended::Withdrawn,
+                }
+            })
+        });
     }
-    bookkeeping(|| spi::connect(|| put_back_longer(assignment, gucs::poll_interval())))
+    if row::fence(assignment) {
+        let message = format!("background job {} is given up: {}", format_id(&assignment.id), error.message);
+        let given_up = PgError { message, ..error }.hint("Call background_jobs.attach() to queue rows that were missed.");
+        executor.tables.complain(assignment.table, "given up".to_string(), &given_up);
+        bookkeeping(|| {
+            spi::connect(|| {
+                let document = catalog::error_document(&given_up);
+                catalog::log_attempt(assignment, Setback::Conflict, document, now, own_pid());
+            });
+        });
+    }
+    Ended::Withdrawn
 }
 
 /// A client was in the way for a second, and is not any more: the setback is an ordinary one, but for the row, whose progress is left
@@ -81,13 +112,18 @@ pub fn fail_later(job: &Job, error: &PgError, started_at: Timestamp) -> Ended {
 
 /// Puts the job back without charging the attempt, for longer every time.
 fn put_back_longer(assignment: &Assignment, delay: Duration) -> Ended {
-    let before = catalog::conflicts(assignment.job());
-    let delay = retry::Policy { max_attempts: i32::MAX, delay, ..gucs::retry_policy() };
-    let run_at = after(delay.delay_after(i32::from(before) + 1, 0.0).unwrap_or_default());
+    let run_at = longer(assignment, delay);
     match catalog::put_back_free(assignment, run_at) {
         Some(_) => Ended::Retry(run_at),
         None => Ended::Withdrawn,
     }
+}
+
+/// After `delay`, or longer the more often that was so before.
+fn longer(assignment: &Assignment, delay: Duration) -> Timestamp {
+    let before = catalog::conflicts(assignment.job());
+    let delay = retry::Policy { max_attempts: i32::MAX, delay, ..gucs::retry_policy() };
+    after(delay.delay_after(i32::from(before) + 1, 0.0).unwrap_or_default())
 }
 
 /// The row cannot be written: tries again after the longest delay, and says why in the log of attempts.
