@@ -11,6 +11,7 @@ use crate::pg::memory::Current;
 use crate::pg::relation::{Lock, Relation};
 use crate::pg::spi::{self, Statement};
 use crate::pg::{database, latch, xact};
+use crate::protocol::FAILED;
 use crate::shmem::WaiterSlot;
 use crate::worker::executor;
 use pgrx::PgSqlErrorCode;
@@ -32,7 +33,7 @@ struct Row {
 /// Reads the row as the caller.
 fn read(table: &Relation, job: &JobRef) -> Option<Row> {
     let sql = format!(
-        "SELECT completed IS TRUE, cancelled IS TRUE, xmin::pg_catalog.text::pg_catalog.int8, result,
+        "SELECT completed IS TRUE, cancelled IS TRUE, xmin::pg_catalog.text::pg_catalog.int8, result, {FAILED},
                 result OPERATOR(pg_catalog.#>>) '{{error,message}}', result OPERATOR(pg_catalog.#>>) '{{error,sqlstate}}',
                 result OPERATOR(pg_catalog.#>>) '{{error,detail}}', result OPERATOR(pg_catalog.#>>) '{{error,hint}}'
            FROM {} WHERE id OPERATOR(pg_catalog.=) $1{}",
@@ -45,17 +46,17 @@ fn read(table: &Relation, job: &JobRef) -> Option<Row> {
         if rows.processed == 0 {
             return None;
         }
-        let failed = rows.get::<String>(0, 6).filter(|sqlstate| sqlstate.len() == 5);
+        let failed = rows.get::<bool>(0, 5).unwrap_or(false);
         Some(Row {
             completed: rows.get(0, 1).unwrap_or(false),
             cancelled: rows.get(0, 2).unwrap_or(false),
             xmin: rows.get::<i64>(0, 3).unwrap_or(0) as u32,
             result: rows.datum(0, 4).map(|datum| memory.keep(datum)),
-            error: failed.map(|sqlstate| PgError {
-                sqlstate,
-                message: rows.get(0, 5).unwrap_or_default(),
-                detail: rows.get(0, 7),
-                hint: rows.get(0, 8),
+            error: failed.then(|| PgError {
+                message: rows.get(0, 6).unwrap_or_default(),
+                sqlstate: rows.get(0, 7).unwrap_or_default(),
+                detail: rows.get(0, 8),
+                hint: rows.get(0, 9),
                 context: None,
             }),
         })

@@ -112,7 +112,10 @@ impl Statements {
                     + " AND job.ctid OPERATOR(pg_catalog.=) ended.tid",
                 &[&[pg_sys::TIDARRAYOID], &MANY[..]].concat(),
             ),
-            fail: finish("GREATEST(progress, $6)"),
+            // Below 1, whatever a client has written there: see `protocol::FAILED`.
+            fail: finish(
+                "CASE WHEN progress OPERATOR(pg_catalog.<) 1::pg_catalog.float4 THEN GREATEST(progress, $6) ELSE $6 END",
+            ),
             restart: Statement::new(
                 format!(
                     "UPDATE {name} SET progress = 0 WHERE {own} AND {UNFINISHED} \

@@ -62,6 +62,35 @@ fn wait_raises_what_went_wrong() {
     app.sqlstate(&format!("SELECT background_jobs.wait('{}', '1 s')", Uuid::new_v4()));
 }
 
+/// Whether a job has failed is told by its progress: wait() and status() agree about that.
+#[test]
+fn a_result_that_looks_like_a_failure_is_a_result_and_a_failure_stays_one() {
+    let mut app = SHARED.app("wait_forged");
+    app.handler("answers", "RETURN payload -> 'answer';");
+    let whole = json!({"message": "no", "sqlstate": "08006", "detail": null, "hint": null, "attempts": 1});
+    for answer in [json!({"error": {"sqlstate": "08006", "message": "no"}}), json!({"error": whole})] {
+        let id = app.submit("answers", json!({"answer": answer}));
+        assert_eq!(app.one::<serde_json::Value>("SELECT background_jobs.wait($1)", &[&id]), answer);
+        let shown: bool = app.one(
+            "SELECT state = 'completed' AND attempts = 1 AND last_error IS NULL FROM background_jobs.status($1)",
+            &[&id],
+        );
+        assert!(shown, "{answer}");
+    }
+    app.handler_with(
+        "fails",
+        "PERFORM reach(1); PERFORM await_gate('go'); RAISE 'no' USING ERRCODE = '08006';",
+        "max_attempts => 1",
+    );
+    let id = app.submit("fails", json!({}));
+    app.wait_reached(1);
+    // Not a client's to write, but it may.
+    app.execute("UPDATE background_jobs SET progress = 1 WHERE id = $1", &[&id]);
+    app.open_gate("go");
+    assert_eq!(app.sqlstate(&format!("SELECT background_jobs.wait('{id}')")), "08006");
+    assert_eq!(app.state(id), "failed");
+}
+
 /// A session that waits can be cancelled, and sees nothing but the end of the job it waits for.
 #[test]
 fn wait_can_be_interrupted() {
