@@ -8,7 +8,7 @@ use crate::job::JobRef;
 use crate::job_table::{self, Statements};
 use crate::pg::clock::Timestamp;
 use crate::pg::relation::{self, Lock};
-use crate::pg::{bgworker, guc, lwlock, role, signal, spi, timer, xact};
+use crate::pg::{bgworker, guc, lwlock, role, session, signal, spi, timer, xact};
 use crate::progress;
 use crate::shmem::{self, ExecutorSlot, WriterSlot};
 use crate::worker::{Next, PROGRESS_WRITER, run};
@@ -68,9 +68,11 @@ impl Writer {
             wrote = true;
             let mut stale = false;
             progress::drain(executor, |value| flush(&mut self.tables, executor, value, &mut stale));
-            if stale {
+            // The owner's triggers have run in this session. What cannot be made clean is left.
+            if stale || xact::transaction(session::reset).is_err() {
                 return Next::Leave;
             }
+            bgworker::report_application_name(PROGRESS_WRITER);
         }
         if wrote {
             self.last_flush = Instant::now();
