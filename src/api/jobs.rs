@@ -4,6 +4,7 @@ use super::{
     Fallible, attached_table, invalid, job_argument, missing, or_raise, owned_table, require_preload, table_argument,
 };
 use crate::catalog::{self, NewJob};
+use crate::inserted;
 use crate::job::{JobRef, Tid, Timing, handler_name};
 use crate::job_table::{self, Options};
 use crate::notes;
@@ -53,9 +54,14 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
         }
     };
     let submit = || {
-        let id = insert(args, &table, &options, &handler)?;
-        adjust(args, JobRef { table: table.oid.to_u32(), id }, &options);
-        Ok(id)
+        let of = table.oid.to_u32();
+        let (asked, inserted) = inserted::watch(of, || insert(args, &table, &options, &handler));
+        let asked = asked?;
+        // Whatever is queued under the id that was asked for may be somebody else's.
+        if let Some(id) = inserted {
+            adjust(args, JobRef { table: of, id }, &options);
+        }
+        Ok(inserted.unwrap_or(asked))
     };
     let Some(key) = args.text(5) else { return submit() };
     let memory = Context::new_scratch(c"background_jobs enqueue");
