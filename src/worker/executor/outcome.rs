@@ -74,9 +74,11 @@ fn is_disturbed(error: &PgError) -> bool {
     is_conflict(error) || error.is(PgSqlErrorCode::ERRCODE_QUERY_CANCELED)
 }
 
-/// What kind of setback an error is, in the words that go into the log of attempts.
-pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>) -> (Setback, PgError) {
-    let setback = protocol::setback(interrupt, is_conflict(&error));
+/// What kind of setback an error is, in the words that go into the log of attempts. `ours`: the handler had returned. Before that a
+/// lock that is not available is what the handler, or the role's lock_timeout, has asked for.
+pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>, ours: bool) -> (Setback, PgError) {
+    let asked_for = !ours && error.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE);
+    let setback = protocol::setback(interrupt, is_conflict(&error) && !asked_for);
     if setback == Setback::Timeout {
         let timeout = job.handler.definition.timeout.or_else(crate::gucs::handler_timeout).unwrap_or_default();
         let mut timed_out = timeout_error(timeout);

@@ -63,7 +63,7 @@ fn give_up(executor: &mut Executor, job: &mut Job, error: PgError) {
         return settle(executor, &[Run::of(job, Ended::Revoked)]);
     }
     let mut run = Run::of(job, Ended::Refused);
-    let (setback, error) = outcome::classify(job, error, interrupt);
+    let (setback, error) = outcome::classify(job, error, interrupt, true);
     match xact::transaction(|| match protocol::looks_withdrawn(false, interrupt) {
         true => outcome::withdrawn(executor, job, started_at),
         false => outcome::record(executor, job, setback, &error, started_at),

@@ -12,8 +12,7 @@ const ATTEMPT: &str = "(SELECT attempt FROM background_jobs.current_job())";
 
 /// The attempts kept for a job: number, outcome, SQLSTATE.
 fn attempts(app: &mut App, id: Uuid) -> Vec<(i32, String, Value)> {
-    let query =
-        "SELECT attempt, outcome, error -> 'sqlstate' FROM background_jobs.attempts WHERE job_id = $1 ORDER BY finished_at";
+    let query = "SELECT attempt, outcome, error -> 'sqlstate' FROM background_jobs.attempts WHERE job_id = $1 ORDER BY finished_at";
     app.rows(query, &[&id]).iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
 }
 
@@ -200,4 +199,17 @@ fn a_table_that_a_client_has_for_itself_while_a_job_completes_holds_up_no_other_
     client.batch_execute("ROLLBACK").unwrap();
     assert!(app.wait_final(held).completed && app.wait_final(quick).completed);
     assert_eq!((app.noted(held), app.noted(quick)), (1, 1));
+}
+
+/// To wait for no lock is the handler's choice, and to be tried again after a delay is what it may expect then.
+#[test]
+fn a_lock_that_a_handler_does_not_wait_for_is_an_ordinary_error() {
+    let mut app = SHARED.app("nowait");
+    app.sql("CREATE TABLE wanted ()");
+    app.handler_with("nowait", "LOCK TABLE wanted NOWAIT; RETURN '1';", "max_attempts => 1");
+    let mut client = app.session();
+    client.batch_execute("BEGIN; LOCK TABLE wanted").unwrap();
+    let id = app.submit("nowait", json!({}));
+    assert_eq!(app.wait_final(id).error("sqlstate"), Some(&json!("55P03")));
+    assert_eq!(attempts(&mut app, id), [(1, "error".to_owned(), json!("55P03"))]);
 }
