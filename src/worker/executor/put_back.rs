@@ -11,6 +11,7 @@ use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
 use crate::pg::latch::own_pid;
+use crate::pg::relation::{self, Lock};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi;
 use crate::protocol;
@@ -49,18 +50,26 @@ pub fn conflict(job: &Job, error: &PgError, started_at: Timestamp) -> Option<End
     })
 }
 
-/// How long a row is looked for at least: it may be hidden for a while, or not restored yet.
+/// How long a row is looked for at least: it may not be restored yet.
 const LOOKED_FOR: Duration = Duration::from_secs(3600);
 
-/// Puts a job back whose row is not there, for longer every time. It is given up when it has been looked for as long as the log of
-/// attempts is kept; that log says so.
+/// How long the row of a job is looked for: one that may be hidden for as long as the log of attempts is kept. Partitions go away
+/// with their rows, and fire no trigger of ours.
+fn patience(assignment: &Assignment) -> Duration {
+    let table = assignment.table.into();
+    let partitioned = relation::open(table, Lock::ReadIfFree).is_some_and(|table| table.kind == 'p');
+    if partitioned && !relation::hides_rows(table) {
+        return LOOKED_FOR;
+    }
+    gucs::attempts_retention().max(LOOKED_FOR)
+}
+
+/// Puts a job back whose row is not there, for longer every time. It is given up in the end, which the log of attempts says.
 pub fn postpone(executor: &mut Executor, assignment: &Assignment) -> Ended {
-    let error = PgError::new(
-        PgSqlErrorCode::ERRCODE_NO_DATA_FOUND,
-        "the job's row is not there, or its owner does not see it",
-    );
+    let error =
+        PgError::new(PgSqlErrorCode::ERRCODE_NO_DATA_FOUND, "the job's row is not there, or its owner does not see it");
     let now = clock::now();
-    let patience = gucs::attempts_retention().max(LOOKED_FOR);
+    let patience = patience(assignment);
     let missing = bookkeeping(|| spi::connect(|| catalog::missing_since(assignment.job())));
     if missing.is_none_or(|since| now.saturating_sub(since) <= patience.as_micros() as i64) {
         return bookkeeping(|| {
@@ -75,7 +84,8 @@ pub fn postpone(executor: &mut Executor, assignment: &Assignment) -> Ended {
     }
     if row::fence(assignment) {
         let message = format!("background job {} is given up: {}", format_id(&assignment.id), error.message);
-        let given_up = PgError { message, ..error }.hint("Call background_jobs.attach() to queue rows that were missed.");
+        let given_up =
+            PgError { message, ..error }.hint("Call background_jobs.attach() to queue rows that were missed.");
         executor.tables.complain(assignment.table, "given up".to_string(), &given_up);
         bookkeeping(|| {
             spi::connect(|| {

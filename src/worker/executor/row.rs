@@ -10,7 +10,7 @@ use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
 use crate::pg::fmgr::float4_datum;
 use crate::pg::memory::HeldDatum;
-use crate::pg::relation::Lock;
+use crate::pg::relation::{self, Lock};
 use crate::pg::role::bookkeeping;
 use crate::pg::{guc, spi, xact};
 use crate::planted::{self, Bug};
@@ -196,6 +196,14 @@ pub fn is_open(executor: &mut Executor, job: &Job) -> bool {
         let rows = table.look.execute(&[spi::uuid(&job.assignment.id)], 1);
         !rows.get::<bool>(0, 1).unwrap_or(true)
     })
+}
+
+/// Is the row of a job that was there when the job was loaded gone for good? TRUNCATE, DROP and DETACH of its partition fire no
+/// trigger of ours. A policy may only hide it.
+pub fn is_gone(executor: &mut Executor, job: &Job) -> bool {
+    let Some(table) = open(executor, job, Lock::Read) else { return false };
+    let rows = || table.look.read(&[spi::uuid(&job.assignment.id)], 1).processed;
+    !relation::hides_rows(job.assignment.table.into()) && xact::with_latest_snapshot(|| spi::connect(rows)) == 0
 }
 
 /// The next attempt starts at zero, for all to see.

@@ -79,3 +79,46 @@ fn an_id_means_its_unfinished_row_and_then_the_newest() {
     assert_eq!(app.noted(id), 2);
     assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]), 0);
 }
+
+const TAKEN_AWAY: [(&str, &str); 3] = [
+    ("truncated", "TRUNCATE south"),
+    ("dropped", "DROP TABLE south"),
+    ("detached", "ALTER TABLE background_jobs DETACH PARTITION south"),
+];
+
+#[test]
+fn a_job_that_runs_while_its_partition_goes_away_has_no_effects_and_is_charged_nothing() {
+    for (name, statement) in TAKEN_AWAY {
+        let (mut app, id) = (app(name), Uuid::new_v4());
+        submit(&mut app, "south", id, "held");
+        app.wait_reached(1);
+        app.sql(statement);
+        app.open_gate("go");
+        app.wait_true("SELECT NOT EXISTS (SELECT FROM background_jobs.queue)");
+        assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.attempts", &[]), 0, "{statement}");
+        assert_eq!(app.noted(id), 0, "{statement}");
+        // The id is free.
+        submit(&mut app, "north", id, "held");
+        app.wait_true("SELECT completed FROM north");
+        assert_eq!(app.noted(id), 1, "{statement}");
+    }
+}
+
+#[test]
+fn a_job_that_waits_while_its_partition_goes_away_is_looked_for_an_hour() {
+    for (name, statement) in TAKEN_AWAY {
+        let (mut app, id) = (app(name), Uuid::new_v4());
+        submit(&mut app, "south", id, "later");
+        app.wait_state(id, "unhandled");
+        app.sql(statement);
+        app.handler("later", "PERFORM note(); RETURN '1';");
+        app.wait_true(
+            "SELECT count(*) = 1 FROM background_jobs.queue WHERE state = 'retrying' AND last_error ->> 'missing_since' IS NOT NULL",
+        );
+        let age = "UPDATE background_jobs.queued_job
+            SET last_error = jsonb_set(last_error, '{missing_since}', to_jsonb(now() - interval '61 min')), timing = 0";
+        assert_eq!(app.admin().execute(age, &[]).unwrap(), 1);
+        app.wait_true("SELECT NOT EXISTS (SELECT FROM background_jobs.queue)");
+        assert_eq!(app.noted(id), 0, "{statement}");
+    }
+}
