@@ -65,6 +65,7 @@ mod databases;
 mod destinations;
 mod gucs;
 mod handler;
+mod inserted;
 mod job;
 mod job_table;
 mod journal;

@@ -20,6 +20,13 @@ pub const UNFINISHED: &str = "completed IS NOT TRUE AND cancelled IS NOT TRUE";
 /// The opposite: guards retry().
 pub const FINISHED: &str = "(completed OR cancelled)";
 
+/// Has a job failed, by its row? Completion sets progress to 1, which a failure never does, so that a handler may return what looks
+/// like the error that a failure leaves there.
+pub const FAILED: &str = "(completed AND progress OPERATOR(pg_catalog.<) 1::pg_catalog.float4
+                 AND pg_catalog.jsonb_typeof(result OPERATOR(pg_catalog.#>) '{error,message}') OPERATOR(pg_catalog.=) 'string'
+                 AND pg_catalog.jsonb_typeof(result OPERATOR(pg_catalog.#>) '{error,attempts}') OPERATOR(pg_catalog.=) 'number'
+                 AND pg_catalog.octet_length(result OPERATOR(pg_catalog.#>>) '{error,sqlstate}') OPERATOR(pg_catalog.=) 5) IS TRUE";
+
 impl Flags {
     pub fn is_open(self) -> bool {
         !self.completed && !self.cancelled
@@ -93,7 +100,8 @@ pub const PUT_BACK: &str = "UPDATE background_jobs.queued_job
 
 /// $1 to $4 as in `FINISH`, $5 run_at; says the same as `Queued::put_back_free`.
 pub const PUT_BACK_FREE: &str = "UPDATE background_jobs.queued_job
-            SET conflicts = LEAST(conflicts + 1, 30000)::smallint, timing = 2, run_at = $5
+            SET conflicts = LEAST(conflicts + 1, 30000)::smallint, timing = 2, run_at = $5,
+                last_error = last_error - 'missing_since'
           WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 AND attempts = $4 RETURNING conflicts";
 
 /// $1 to $3 as in `FINISH`; says the same as `is_queued`.

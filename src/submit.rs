@@ -3,6 +3,7 @@
 
 use crate::catalog::{self, NewJob};
 use crate::destinations;
+use crate::inserted;
 use crate::job::{JobRef, Timing, Waiting, format_id, handler_name};
 use crate::job_table::Options;
 use crate::notes::{self, Submitted};
@@ -108,7 +109,9 @@ pub fn submit(call: &Call) {
     if !flags(&row).is_open() {
         return;
     }
-    submit_row(&row, job_table_of(call), &options_of(call), taken_id(call));
+    let table = job_table_of(call);
+    submit_row(&row, table, &options_of(call), taken_id(call));
+    inserted::note(job_of(&row, table));
 }
 
 fn options_of(call: &Call) -> Options {

@@ -4,7 +4,8 @@ use super::{
     Fallible, attached_table, invalid, job_argument, missing, or_raise, owned_table, require_preload, table_argument,
 };
 use crate::catalog::{self, NewJob};
-use crate::job::{JobRef, Timing, handler_name};
+use crate::inserted;
+use crate::job::{JobRef, Tid, Timing, handler_name};
 use crate::job_table::{self, Options};
 use crate::notes;
 use crate::pg::call;
@@ -53,9 +54,14 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
         }
     };
     let submit = || {
-        let id = insert(args, &table, &options, &handler)?;
-        adjust(args, JobRef { table: table.oid.to_u32(), id }, &options);
-        Ok(id)
+        let of = table.oid.to_u32();
+        let (asked, inserted) = inserted::watch(of, || insert(args, &table, &options, &handler));
+        let asked = asked?;
+        // Whatever is queued under the id that was asked for may be somebody else's.
+        if let Some(id) = inserted {
+            adjust(args, JobRef { table: of, id }, &options);
+        }
+        Ok(inserted.unwrap_or(asked))
     };
     let Some(key) = args.text(5) else { return submit() };
     let memory = Context::new_scratch(c"background_jobs enqueue");
@@ -237,9 +243,11 @@ fn retry_job(args: &Args) -> Fallible<bool> {
     let column = |name: &str, kind: &str| {
         if options.uses(name) { quote(name) } else { format!("NULL::pg_catalog.{kind}") }
     };
+    let Some(row) = lock_row(&table, &job) else { return Err(super::no_such_job(&job, &table.name)) };
     let sql = format!(
         "UPDATE {name} SET completed = false, cancelled = false, progress = 0, result = NULL \
-          WHERE id OPERATOR(pg_catalog.=) $1 AND {FINISHED} RETURNING payload, {}, {}, {}, {}, {}",
+          WHERE id OPERATOR(pg_catalog.=) $1 AND tableoid OPERATOR(pg_catalog.=) $2 AND ctid OPERATOR(pg_catalog.=) $3 \
+            AND {FINISHED} RETURNING payload, {}, {}, {}, {}, {}",
         column("handler", "text"),
         column("priority", "int2"),
         column("max_attempts", "int4"),
@@ -247,7 +255,10 @@ fn retry_job(args: &Args) -> Fallible<bool> {
         column("job_key", "text"),
     );
     let new = spi::connect(|| {
-        let rows = Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 0);
+        let tid = spi::item_pointer(row.tid);
+        let at = Some(Datum::from(std::ptr::from_ref(&tid)));
+        let rows = Statement::new(sql, &[pg_sys::UUIDOID, pg_sys::OIDOID, pg_sys::TIDOID])
+            .execute(&[spi::uuid(&job.id), spi::oid(row.relation), at], 0);
         if rows.processed == 0 {
             return None;
         }
@@ -268,25 +279,30 @@ fn retry_job(args: &Args) -> Fallible<bool> {
             row_tid: 0,
         })
     });
-    match new {
-        Some(new) => {
-            bookkeeping(|| spi::connect(|| catalog::supersede_attempts(job)));
-            submit::queue(new, Taken::Replace);
-            Ok(true)
-        }
-        None if row_exists(&table, &job) => Ok(false),
-        None => Err(super::no_such_job(&job, &table.name)),
-    }
+    let Some(new) = new else { return Ok(false) };
+    bookkeeping(|| spi::connect(|| catalog::supersede_attempts(job)));
+    // In another partition somebody may just have submitted the id.
+    submit::queue(new, if table.kind == 'p' { Taken::Refuse } else { Taken::Replace });
+    Ok(true)
 }
 
-fn lock_row(table: &Relation, job: &JobRef) {
-    let sql = format!("SELECT 1 FROM {} WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE", table.qualified_name());
-    spi::connect(|| Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 1));
+/// Where a locked row is.
+struct Place {
+    relation: pg_sys::Oid,
+    tid: Tid,
 }
 
-fn row_exists(table: &Relation, job: &JobRef) -> bool {
-    let sql = format!("SELECT 1 FROM {} WHERE id OPERATOR(pg_catalog.=) $1", table.qualified_name());
-    spi::connect(|| Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 1).processed > 0)
+/// Locks the row that the id means; nobody changes it then, so that it is found at its place.
+fn lock_row(table: &Relation, job: &JobRef) -> Option<Place> {
+    let sql = format!(
+        "SELECT tableoid, ctid FROM {} WHERE id OPERATOR(pg_catalog.=) $1{} LIMIT 1 FOR NO KEY UPDATE",
+        table.qualified_name(),
+        job_table::meant_first(table)
+    );
+    spi::connect(|| {
+        let rows = Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 1);
+        rows.get(0, 1).map(|relation| Place { relation, tid: rows.tid(0, 2) })
+    })
 }
 
 /// run_now(id, job_table) boolean: drops the delay of a waiting job; false if it is not waiting.

@@ -12,6 +12,7 @@ use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
 use crate::pg::{call, clock, database, lwlock};
 use crate::progress;
+use crate::protocol::FAILED;
 use crate::shmem::{self, ExecutorSlot};
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::sync::atomic::Ordering;
@@ -88,11 +89,9 @@ fn read(table: &Relation, job: &JobRef, memory: Current) -> Option<Status> {
     };
     let sql = format!(
         "SELECT completed IS TRUE, cancelled IS TRUE, progress, payload, result OPERATOR(pg_catalog.->) 'error',
-                CASE WHEN pg_catalog.jsonb_typeof(result OPERATOR(pg_catalog.#>) '{{error,attempts}}')
-                          OPERATOR(pg_catalog.=) 'number'
-                     THEN result OPERATOR(pg_catalog.#>>) '{{error,attempts}}' END,
+                result OPERATOR(pg_catalog.#>>) '{{error,attempts}}', {FAILED},
                 {}, {}, {}, {}, {}, {}, {}, {}
-           FROM {} WHERE id OPERATOR(pg_catalog.=) $1",
+           FROM {} WHERE id OPERATOR(pg_catalog.=) $1{}",
         column("handler", "text"),
         column("queue", "text"),
         column("priority", "int2"),
@@ -101,7 +100,8 @@ fn read(table: &Relation, job: &JobRef, memory: Current) -> Option<Status> {
         column("attempts", "int4"),
         column("started_at", "timestamptz"),
         column("finished_at", "timestamptz"),
-        table.qualified_name()
+        table.qualified_name(),
+        job_table::meant_first(table)
     );
     spi::connect(|| {
         let rows = Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 1);
@@ -109,19 +109,20 @@ fn read(table: &Relation, job: &JobRef, memory: Current) -> Option<Status> {
             return None;
         }
         let flag = |column| rows.get::<bool>(0, column).unwrap_or(false);
-        let error = rows.datum(0, 5).map(|datum| memory.keep(datum));
+        let failed = flag(7);
+        let error = rows.datum(0, 5).filter(|_| failed).map(|datum| memory.keep(datum));
         let named = |payload| call::jsonb_field_text(payload, &options.handler_key);
-        let failed_after = rows.get::<String>(0, 6).and_then(|attempts| attempts.parse().ok());
+        let failed_after = rows.get::<String>(0, 6).filter(|_| failed).and_then(|attempts| attempts.parse().ok());
         Some(Status {
-            state: State::of_final(flag(1), flag(2), error.is_some() && failed_after.is_some()),
-            handler: Some(crate::job::handler_name(rows.get(0, 7).or_else(|| rows.datum(0, 4).and_then(named)))),
-            queue: rows.get(0, 8),
-            priority: rows.get(0, 9),
-            run_at: rows.datum(0, 10),
-            attempts: rows.get(0, 12).or(failed_after),
-            max_attempts: rows.get(0, 11),
-            started_at: rows.datum(0, 13),
-            finished_at: rows.datum(0, 14),
+            state: State::of_final(flag(1), flag(2), failed),
+            handler: Some(crate::job::handler_name(rows.get(0, 8).or_else(|| rows.datum(0, 4).and_then(named)))),
+            queue: rows.get(0, 9),
+            priority: rows.get(0, 10),
+            run_at: rows.datum(0, 11),
+            attempts: rows.get(0, 13).or(failed_after),
+            max_attempts: rows.get(0, 12),
+            started_at: rows.datum(0, 14),
+            finished_at: rows.datum(0, 15),
             progress: rows.get(0, 3),
             last_error: error,
             pid: None,

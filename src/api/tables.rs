@@ -8,6 +8,7 @@ use crate::notes;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::Args;
 use crate::pg::relation::{self, Lock, Relation, quote};
+use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
 use crate::pg::{shmem as pg_shmem, xact};
 use crate::submit::{self, Taken};
@@ -101,14 +102,6 @@ fn attach_with(args: &Args) -> Fallible<usize> {
 /// Puts the triggers on the table, as the caller, and queues the unfinished rows that are not queued yet. Writers wait
 /// meanwhile, so that no row falls between the two.
 fn attach_table(oid: Oid, options: &Options) -> Fallible<usize> {
-    if xact::keeps_snapshot() {
-        return Err(PgError::new(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "cannot attach a table in a transaction that keeps its snapshot",
-        )
-        .detail("Rows that were committed meanwhile would be missed.")
-        .hint("Use READ COMMITTED."));
-    }
     let table = owned_table(oid, Lock::Define)?;
     job_table::check_shape(&table, options)?;
     check_key(&table)?;
@@ -166,12 +159,16 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
         column("job_key", "NULL::pg_catalog.text"),
         table.qualified_name(),
     );
+    // A transaction that keeps its snapshot would not see what was committed before the lock was granted, be it a row or a place in
+    // the queue. Nobody changes either under the lock.
+    let keeps_snapshot = xact::keeps_snapshot();
     let mut submitted = 0;
-    spi::connect(|| {
-        Statement::new(sql, &[]).for_each(|rows, row| {
+    let submit_all = || {
+        Statement::new(&sql, &[]).for_each(|rows, row| {
             let Some(id) = rows.uuid(row, 1) else { return };
             let job = JobRef { table: table.oid.to_u32(), id };
-            if submit::is_queued(job) {
+            let is_there = || bookkeeping(|| spi::connect(|| catalog::is_there(job)));
+            if submit::is_queued(job) || (keeps_snapshot && is_there()) {
                 return;
             }
             let arrival = submit::arrival();
@@ -191,7 +188,8 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
             submit::queue(new, Taken::Replace);
             submitted += 1;
         });
-    });
+    };
+    xact::with_latest_snapshot(|| spi::connect(submit_all));
     submitted
 }
 

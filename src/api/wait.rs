@@ -11,6 +11,7 @@ use crate::pg::memory::Current;
 use crate::pg::relation::{Lock, Relation};
 use crate::pg::spi::{self, Statement};
 use crate::pg::{database, latch, xact};
+use crate::protocol::FAILED;
 use crate::shmem::WaiterSlot;
 use crate::worker::executor;
 use pgrx::PgSqlErrorCode;
@@ -32,11 +33,12 @@ struct Row {
 /// Reads the row as the caller.
 fn read(table: &Relation, job: &JobRef) -> Option<Row> {
     let sql = format!(
-        "SELECT completed IS TRUE, cancelled IS TRUE, xmin::pg_catalog.text::pg_catalog.int8, result,
+        "SELECT completed IS TRUE, cancelled IS TRUE, xmin::pg_catalog.text::pg_catalog.int8, result, {FAILED},
                 result OPERATOR(pg_catalog.#>>) '{{error,message}}', result OPERATOR(pg_catalog.#>>) '{{error,sqlstate}}',
                 result OPERATOR(pg_catalog.#>>) '{{error,detail}}', result OPERATOR(pg_catalog.#>>) '{{error,hint}}'
-           FROM {} WHERE id OPERATOR(pg_catalog.=) $1",
-        table.qualified_name()
+           FROM {} WHERE id OPERATOR(pg_catalog.=) $1{}",
+        table.qualified_name(),
+        job_table::meant_first(table)
     );
     let memory = Current::get();
     spi::connect(|| {
@@ -44,21 +46,45 @@ fn read(table: &Relation, job: &JobRef) -> Option<Row> {
         if rows.processed == 0 {
             return None;
         }
-        let failed = rows.get::<String>(0, 6).filter(|sqlstate| sqlstate.len() == 5);
+        let failed = rows.get::<bool>(0, 5).unwrap_or(false);
         Some(Row {
             completed: rows.get(0, 1).unwrap_or(false),
             cancelled: rows.get(0, 2).unwrap_or(false),
             xmin: rows.get::<i64>(0, 3).unwrap_or(0) as u32,
             result: rows.datum(0, 4).map(|datum| memory.keep(datum)),
-            error: failed.map(|sqlstate| PgError {
-                sqlstate,
-                message: rows.get(0, 5).unwrap_or_default(),
-                detail: rows.get(0, 7),
-                hint: rows.get(0, 8),
+            error: failed.then(|| PgError {
+                message: rows.get(0, 6).unwrap_or_default(),
+                sqlstate: rows.get(0, 7).unwrap_or_default(),
+                detail: rows.get(0, 8),
+                hint: rows.get(0, 9),
                 context: None,
             }),
         })
     })
+}
+
+/// The session's place among those that wait, until this is dropped: after an error, too, of which the transaction may survive.
+struct Place {
+    has_slot: bool,
+}
+
+impl Place {
+    fn take(job: JobRef) -> Self {
+        let has_slot = WaiterSlot::register(database::current().to_u32(), job).is_some();
+        notes::note_waiting();
+        Self { has_slot }
+    }
+
+    /// Without a slot in shared memory it looks now and then; with one that is the safety net.
+    fn look(&self) -> Duration {
+        if self.has_slot { gucs::poll_interval() } else { Duration::from_millis(50) }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        WaiterSlot::release_own();
+    }
 }
 
 /// wait(id, timeout, job_table) jsonb
@@ -81,24 +107,22 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
             "a handler cannot wait for its own job",
         ));
     }
-    let waiter = WaiterSlot::register(database::current().to_u32(), job);
-    notes::note_waiting();
-    // Without a place in shared memory it looks now and then; with one that is the safety net.
-    let look = if waiter.is_some() { gucs::poll_interval() } else { Duration::from_millis(50) };
-    let ended = loop {
+    // Who may not read the row, or has nothing to wait for, takes no place in shared memory.
+    let mut place = None;
+    let row = loop {
         let row = read(&table, &job).ok_or_else(|| no_such_job(&job, &table.name))?;
         if row.completed || row.cancelled {
-            break Ok(row);
+            break row;
         }
         if xact::is_own(row.xmin) {
-            break Err(PgError::new(
+            return Err(PgError::new(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("job {} was submitted by this transaction", format_id(&job.id)),
             )
             .hint("Commit first: nobody else can see the job before."));
         }
         if xact::keeps_snapshot() {
-            break Err(PgError::new(
+            return Err(PgError::new(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "cannot wait for a job in a transaction that keeps its snapshot",
             )
@@ -106,16 +130,19 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            break Err(PgError::new(
+            return Err(PgError::new(
                 PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
                 format!("job {} did not finish within {} ms", format_id(&job.id), timeout.as_millis()),
             )
             .hint("It goes on; wait again, or look at background_jobs.status()."));
         }
-        latch::wait(Some(left.min(look)));
+        match &place {
+            // It may have ended since it was read, so it is read once more.
+            None => place = Some(Place::take(job)),
+            Some(place) => latch::wait(Some(left.min(place.look()))),
+        }
     };
-    WaiterSlot::release_own();
-    let row = ended?;
+    drop(place);
     match (row.completed, row.error) {
         (true, Some(error)) => Err(error),
         (true, None) => Ok(row.result),

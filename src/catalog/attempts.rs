@@ -84,6 +84,33 @@ pub fn lock_if_free(job: JobRef, enqueued_at: Timestamp) -> bool {
         > 0
 }
 
+/// The same of a job whose row is not there, of which `error` tells if nothing else has happened to it. Since when is kept with
+/// the error, until the job has been run.
+pub fn put_back_missing(assignment: &Assignment, run_at: Timestamp, error: Option<Datum>, now: Timestamp) -> bool {
+    let [job_table, id, enqueued_at, attempts] = identity(assignment, &assignment.id);
+    statement!(
+        "UPDATE background_jobs.queued_job
+            SET conflicts = LEAST(conflicts + 1, 30000)::smallint, timing = 2, run_at = $5,
+                last_error = pg_catalog.jsonb_build_object('missing_since', $7) || COALESCE(last_error, $6)
+          WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 AND attempts = $4",
+        [OID, UUID, TIME, INT4, TIME, JSONB, TIME]
+    )
+    .execute(&[job_table, id, enqueued_at, attempts, timestamp(run_at), error, timestamp(now)], 0)
+    .processed
+        == 1
+}
+
+/// When the row of a job was first found missing, if it was the last time that somebody looked.
+pub fn missing_since(job: JobRef) -> Option<Timestamp> {
+    statement!(
+        "SELECT (last_error ->> 'missing_since')::timestamptz FROM background_jobs.queued_job
+          WHERE job_table = $1 AND job_id = $2",
+        [OID, UUID]
+    )
+    .execute(&[table(job.table), uuid(&job.id)], 1)
+    .timestamp(0, 1)
+}
+
 /// How many conflicts of the job went uncharged so far.
 pub fn conflicts(job: JobRef) -> i16 {
     statement!("SELECT conflicts FROM background_jobs.queued_job WHERE job_table = $1 AND job_id = $2", [OID, UUID])
@@ -123,7 +150,7 @@ pub fn error_document(error: &PgError) -> Option<Datum> {
 pub fn failure_result(document: Option<Datum>, attempts: i32, into: &Context) -> Option<HeldDatum> {
     statement!(
         "SELECT pg_catalog.jsonb_build_object('error',
-                ((COALESCE($1, '{}') OPERATOR(pg_catalog.-) 'context')
+                ((COALESCE($1, '{}') OPERATOR(pg_catalog.-) '{context,missing_since}'::pg_catalog.text[])
                  OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('attempts', $2)))",
         [JSONB, INT4]
     )

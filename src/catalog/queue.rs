@@ -154,6 +154,14 @@ pub fn find_in(job: JobRef, into: Option<Current>) -> Option<QueuedJob> {
     })
 }
 
+/// Is there such a job, in the active snapshot?
+pub fn is_there(job: JobRef) -> bool {
+    statement!("SELECT 1 FROM background_jobs.queued_job WHERE job_table = $1 AND job_id = $2", [OID, UUID])
+        .read(&[table(job.table), uuid(&job.id)], 1)
+        .processed
+        > 0
+}
+
 /// The unfinished job with this key.
 pub fn find_by_key(of: u32, key: &str) -> Option<JobId> {
     statement!("SELECT job_id FROM background_jobs.queued_job WHERE job_table = $1 AND job_key = $2", [OID, TEXT])

@@ -6,6 +6,7 @@ pub use statements::Statements;
 
 use crate::pg::error::PgError;
 use crate::pg::relation::{self, Lock, Relation};
+use crate::protocol::UNFINISHED;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Oid};
 
@@ -90,6 +91,15 @@ impl Options {
 pub fn literal(text: &str) -> String {
     let escape = if text.contains('\\') { "E" } else { "" };
     format!("{escape}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// Ends a query of the rows with an id so that the first one is the one it means: partitions may have several, of which one at most
+/// is unfinished. Of finished ones it is the newest, always the same.
+pub fn meant_first(table: &Relation) -> String {
+    if table.kind != 'p' {
+        return String::new();
+    }
+    format!(" ORDER BY ({UNFINISHED}) DESC, \"timestamp\" DESC NULLS LAST, tableoid, ctid")
 }
 
 /// The DDL of a new job table: the seven columns with their defaults, and the optional ones.

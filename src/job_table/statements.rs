@@ -81,6 +81,7 @@ impl Statements {
                 ],
             )
         };
+        let behind = format!("{UNFINISHED} AND progress OPERATOR(pg_catalog.<) $2");
         // Partitions may have finished rows of the same id.
         let partitioned = table.kind == 'p';
         let unfinished_first = if partitioned { " ORDER BY 1" } else { "" };
@@ -111,7 +112,10 @@ impl Statements {
                     + " AND job.ctid OPERATOR(pg_catalog.=) ended.tid",
                 &[&[pg_sys::TIDARRAYOID], &MANY[..]].concat(),
             ),
-            fail: finish("GREATEST(progress, $6)"),
+            // Below 1, whatever a client has written there: see `protocol::FAILED`.
+            fail: finish(
+                "CASE WHEN progress OPERATOR(pg_catalog.<) 1::pg_catalog.float4 THEN GREATEST(progress, $6) ELSE $6 END",
+            ),
             restart: Statement::new(
                 format!(
                     "UPDATE {name} SET progress = 0 WHERE {own} AND {UNFINISHED} \
@@ -119,11 +123,12 @@ impl Statements {
                 ),
                 &[pg_sys::UUIDOID],
             ),
-            // A row that somebody has locked is left for the next time: a progress writer waits for nobody.
+            // A row that somebody has locked is left for the next time: a progress writer waits for nobody. The guard is there twice:
+            // what is locked says nothing of a finished row with the same id in another partition.
             flush: Statement::new(
                 format!(
-                    "UPDATE {name} SET progress = $2 WHERE {own} AND EXISTS (SELECT FROM {name} WHERE {own} \
-                     AND {UNFINISHED} AND progress OPERATOR(pg_catalog.<) $2 FOR NO KEY UPDATE SKIP LOCKED)"
+                    "UPDATE {name} SET progress = $2 WHERE {own} AND {behind} AND EXISTS (SELECT FROM {name} WHERE {own} \
+                     AND {behind} FOR NO KEY UPDATE SKIP LOCKED)"
                 ),
                 &[pg_sys::UUIDOID, pg_sys::FLOAT4OID],
             ),

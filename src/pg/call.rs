@@ -37,6 +37,13 @@ pub fn jsonb_is_object(json: pg_sys::Datum) -> bool {
     kind.as_deref() == Some("object")
 }
 
+/// How deep in triggers this is: 0 outside of any.
+pub fn trigger_depth() -> i32 {
+    // SAFETY: a function without arguments, whose result is an integer.
+    let depth: Option<i32> = unsafe { pgrx::direct_function_call(pg_sys::pg_trigger_depth, &[]) };
+    depth.unwrap_or(0)
+}
+
 /// A random (version 4) uuid.
 pub fn random_uuid() -> [u8; 16] {
     // SAFETY: a function without arguments, whose result is a uuid.

@@ -321,13 +321,16 @@ pub fn root_of_trigger(trigger: pg_sys::Oid, relation: pg_sys::Oid) -> pg_sys::O
 /// May the current user SELECT from the relation, seeing all of its rows? False if there is none.
 pub fn may_select(oid: pg_sys::Oid) -> bool {
     let owned = owner(oid).is_some_and(role::is_member_of);
-    // SAFETY: a look-up inside a transaction, for a relation that was there a moment ago.
-    has_privilege(oid, pg_sys::ACL_SELECT)
-        && (owned
-            || unsafe {
-                pg_sys::check_enable_rls(oid, pg_sys::Oid::INVALID, true)
-                    != pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
-            })
+    has_privilege(oid, pg_sys::ACL_SELECT) && (owned || !hides_rows(oid))
+}
+
+/// May a policy keep rows of the relation from the current user?
+pub fn hides_rows(oid: pg_sys::Oid) -> bool {
+    // SAFETY: as above; one that is gone has no policies.
+    unsafe {
+        let security = pg_sys::check_enable_rls(oid, pg_sys::Oid::INVALID, true);
+        security == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+    }
 }
 
 /// May the current user INSERT into the relation, or into some of its columns? True if there is none: the error is another.

@@ -109,7 +109,8 @@ impl Statement {
         self.run(args, true, limit)
     }
 
-    /// Calls `f` for each row of a query without parameters, a batch at a time, so that their number does not matter.
+    /// Calls `f` for each row of a query without parameters, a batch at a time, so that their number does not matter. Under the active
+    /// snapshot.
     /// What `f` allocates of the server is freed after the batch.
     pub fn for_each(&self, mut f: impl FnMut(&Rows, usize)) {
         const BATCH: i64 = 1000;
@@ -118,7 +119,7 @@ impl Statement {
         // by the transaction's abort.
         unsafe {
             let cursor =
-                pg_sys::SPI_cursor_open(std::ptr::null(), self.plan(), std::ptr::null_mut(), std::ptr::null(), false);
+                pg_sys::SPI_cursor_open(std::ptr::null(), self.plan(), std::ptr::null_mut(), std::ptr::null(), true);
             loop {
                 pg_sys::SPI_cursor_fetch(cursor, true, BATCH);
                 let rows = Rows { table: pg_sys::SPI_tuptable, processed: pg_sys::SPI_processed as usize };

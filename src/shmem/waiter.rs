@@ -20,9 +20,14 @@ pub struct WaiterSlot {
 shared!(WaiterSlot);
 
 impl WaiterSlot {
-    /// Has the calling session woken when the job ends. None: too many wait already, so look now and then.
+    /// Has the calling session woken when the job ends, and for nothing else: it has one slot at most. None: too many wait already,
+    /// so look now and then.
     pub fn register(database: u32, job: JobRef) -> Option<&'static Self> {
         lwlock::with(true, || {
+            if let Some(own) = waiters().iter().find(|slot| slot.process.pid() == own_pid()) {
+                own.job.set(job);
+                return Some(own);
+            }
             let free = waiters().iter().find(|slot| slot.process.pid() == 0)?;
             free.database.store(database, Ordering::Release);
             free.job.set(job);

@@ -7,11 +7,13 @@ use crate::gucs;
 use crate::job::JobRef;
 use crate::job_table::{self, Statements};
 use crate::pg::clock::Timestamp;
+use crate::pg::error::PgError;
 use crate::pg::relation::{self, Lock};
-use crate::pg::{bgworker, guc, lwlock, role, signal, spi, timer, xact};
+use crate::pg::{bgworker, guc, lwlock, role, session, signal, spi, timer, xact};
 use crate::progress;
 use crate::shmem::{self, ExecutorSlot, WriterSlot};
 use crate::worker::{Next, PROGRESS_WRITER, run};
+use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{Datum, Oid};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -68,9 +70,11 @@ impl Writer {
             wrote = true;
             let mut stale = false;
             progress::drain(executor, |value| flush(&mut self.tables, executor, value, &mut stale));
-            if stale {
+            // The owner's triggers have run in this session. What cannot be made clean is left.
+            if stale || xact::transaction(session::reset).is_err() {
                 return Next::Leave;
             }
+            bgworker::report_application_name(PROGRESS_WRITER);
         }
         if wrote {
             self.last_flush = Instant::now();
@@ -108,19 +112,22 @@ fn flush(tables: &mut HashMap<u32, Statements>, executor: &ExecutorSlot, value: 
         if table.owner != role::session() {
             return false;
         }
-        // A job that was withdrawn and submitted again has another run's progress.
-        if !role::bookkeeping(|| spi::connect(|| catalog::is_queued(job, enqueued_at))) {
-            return false;
-        }
         let Some(options) = job_table::attachment(&table) else { return false };
         if !tables.get(&job.table).is_some_and(|known| known.fit(&table, &options)) {
             tables.insert(job.table, Statements::new(&table, &options));
         }
         let statements = &tables[&job.table];
-        spi::connect(|| {
+        let written = spi::connect(|| {
             let value = Some(Datum::from(value.to_bits()));
             statements.flush.execute(&[spi::uuid(&job.id), value], 0).processed > 0
-        })
+        });
+        // A job that was withdrawn and submitted again has another run's progress. Asked when the row is ours: whoever withdraws it
+        // changes the row first, and the queue in the same transaction.
+        let is_queued = || role::bookkeeping(|| spi::connect(|| catalog::is_queued(job, enqueued_at)));
+        if written && !xact::with_latest_snapshot(is_queued) {
+            PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "the job was withdrawn").raise();
+        }
+        written
     });
     timer::disarm();
     // The interrupt of a lock_timeout, or an error of the owner's own triggers: progress is not worth a log line.

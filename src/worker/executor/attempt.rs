@@ -79,11 +79,12 @@ fn call(executor: &mut Executor, job: &Job, Company { shares, left, returned }: 
         timer::arm(left);
     }
     let begun = Instant::now();
-    let mut withdrawn = false;
+    let (mut withdrawn, mut returned_value) = (false, false);
     let errors = executor.errors;
     let result = xact::subtransaction(&line, &errors, || {
         let value = job.handler.call(&job.assignment.id, job.payload, &executor.memory);
         run.took = begun.elapsed();
+        returned_value = true;
         if slot.interrupt().is_some() || (left.is_some() && timer::fired()) {
             // The handler has swallowed it.
             PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was interrupted").raise();
@@ -121,7 +122,7 @@ fn call(executor: &mut Executor, job: &Job, Company { shares, left, returned }: 
         Err(_) if protocol::looks_withdrawn(withdrawn, interrupt) => outcome::withdrawn(executor, job, run.started_at),
         Err(_) if overran && interrupt.is_none() => Ended::Overran,
         Err(error) => {
-            let (setback, error) = outcome::classify(job, error, interrupt);
+            let (setback, error) = outcome::classify(job, error, interrupt, returned_value);
             outcome::record(executor, job, setback, &error, run.started_at)
         }
     };

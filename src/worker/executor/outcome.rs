@@ -41,12 +41,27 @@ pub enum Ended {
     Unrecorded,
 }
 
-/// The run found its job withdrawn, and was rolled back. By somebody else, it stays so. By its own handler, that was rolled
-/// back with the rest: then the attempt has failed, or it would be made for ever.
+/// The run found its job withdrawn, and was rolled back. By somebody else, it stays so; if that has only taken the row away, the
+/// job is taken out now. By its own handler, that was rolled back with the rest: then the attempt has failed, or it would be made
+/// for ever.
 pub fn withdrawn(executor: &mut Executor, job: &Job, started_at: Timestamp) -> Ended {
     let queued = bookkeeping(|| spi::connect(|| catalog::find(job.assignment.job())));
     if !protocol::is_queued(queued.map(|queued| queued.enqueued_at), job.assignment.enqueued_at) {
         return Ended::Withdrawn;
+    }
+    let line = format!("looking for the row of background job {}", crate::job::format_id(&job.assignment.id));
+    let keep = executor.errors;
+    let taken_out = briefly(&line, &keep, || {
+        let gone = row::is_gone(executor, job);
+        if gone {
+            take_out(&job.assignment);
+        }
+        gone
+    });
+    match taken_out {
+        Ok(true) => return Ended::Withdrawn,
+        Ok(false) => {}
+        Err(error) => return record(executor, job, Setback::Conflict, &error, started_at),
     }
     let error = PgError::new(
         PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
@@ -74,9 +89,11 @@ fn is_disturbed(error: &PgError) -> bool {
     is_conflict(error) || error.is(PgSqlErrorCode::ERRCODE_QUERY_CANCELED)
 }
 
-/// What kind of setback an error is, in the words that go into the log of attempts.
-pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>) -> (Setback, PgError) {
-    let setback = protocol::setback(interrupt, is_conflict(&error));
+/// What kind of setback an error is, in the words that go into the log of attempts. `ours`: the handler had returned. Before that a
+/// lock that is not available is what the handler, or the role's lock_timeout, has asked for.
+pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>, ours: bool) -> (Setback, PgError) {
+    let asked_for = !ours && error.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE);
+    let setback = protocol::setback(interrupt, is_conflict(&error) && !asked_for);
     if setback == Setback::Timeout {
         let timeout = job.handler.definition.timeout.or_else(crate::gucs::handler_timeout).unwrap_or_default();
         let mut timed_out = timeout_error(timeout);

@@ -1,20 +1,23 @@
 //! Back into the queue: until when, whether the attempt is charged, and what is kept of it.
 
+use super::Executor;
 use super::batch::Job;
 use super::outcome::Ended;
 use super::row;
 use crate::catalog;
 use crate::gucs;
-use crate::job::{Setback, Timing};
+use crate::job::{Setback, Timing, format_id};
 use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
 use crate::pg::latch::own_pid;
+use crate::pg::relation::{self, Lock};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi;
 use crate::protocol;
 use crate::retry;
 use crate::shmem::{Assignment, monotone_now};
+use pgrx::PgSqlErrorCode;
 use std::time::Duration;
 
 /// When what a client was in the way of is tried again.
@@ -47,13 +50,51 @@ pub fn conflict(job: &Job, error: &PgError, started_at: Timestamp) -> Option<End
     })
 }
 
-/// Puts a job back whose row is not there, for longer every time; it is given up when the log of its attempts would be, too.
-pub fn postpone(assignment: &Assignment) -> Ended {
-    if clock::now() - assignment.enqueued_at > gucs::attempts_retention().as_micros() as i64 {
-        row::fence(assignment);
-        return Ended::Withdrawn;
+/// How long a row is looked for at least: it may not be restored yet.
+const LOOKED_FOR: Duration = Duration::from_secs(3600);
+
+/// How long the row of a job is looked for: one that may be hidden for as long as the log of attempts is kept. Partitions go away
+/// with their rows, and fire no trigger of ours.
+fn patience(assignment: &Assignment) -> Duration {
+    let table = assignment.table.into();
+    let partitioned = relation::open(table, Lock::ReadIfFree).is_some_and(|table| table.kind == 'p');
+    if partitioned && !relation::hides_rows(table) {
+        return LOOKED_FOR;
     }
-    bookkeeping(|| spi::connect(|| put_back_longer(assignment, gucs::poll_interval())))
+    gucs::attempts_retention().max(LOOKED_FOR)
+}
+
+/// Puts a job back whose row is not there, for longer every time. It is given up in the end, which the log of attempts says.
+pub fn postpone(executor: &mut Executor, assignment: &Assignment) -> Ended {
+    let error =
+        PgError::new(PgSqlErrorCode::ERRCODE_NO_DATA_FOUND, "the job's row is not there, or its owner does not see it");
+    let now = clock::now();
+    let patience = patience(assignment);
+    let missing = bookkeeping(|| spi::connect(|| catalog::missing_since(assignment.job())));
+    if missing.is_none_or(|since| now.saturating_sub(since) <= patience.as_micros() as i64) {
+        return bookkeeping(|| {
+            spi::connect(|| {
+                let run_at = longer(assignment, gucs::poll_interval());
+                match catalog::put_back_missing(assignment, run_at, catalog::error_document(&error), now) {
+                    true => Ended::Retry(run_at),
+                    false => Ended::Withdrawn,
+                }
+            })
+        });
+    }
+    if row::fence(assignment) {
+        let message = format!("background job {} is given up: {}", format_id(&assignment.id), error.message);
+        let given_up =
+            PgError { message, ..error }.hint("Call background_jobs.attach() to queue rows that were missed.");
+        executor.tables.complain(assignment.table, "given up".to_string(), &given_up);
+        bookkeeping(|| {
+            spi::connect(|| {
+                let document = catalog::error_document(&given_up);
+                catalog::log_attempt(assignment, Setback::Conflict, document, now, own_pid());
+            });
+        });
+    }
+    Ended::Withdrawn
 }
 
 /// A client was in the way for a second, and is not any more: the setback is an ordinary one, but for the row, whose progress is left
@@ -81,13 +122,18 @@ pub fn fail_later(job: &Job, error: &PgError, started_at: Timestamp) -> Ended {
 
 /// Puts the job back without charging the attempt, for longer every time.
 fn put_back_longer(assignment: &Assignment, delay: Duration) -> Ended {
-    let before = catalog::conflicts(assignment.job());
-    let delay = retry::Policy { max_attempts: i32::MAX, delay, ..gucs::retry_policy() };
-    let run_at = after(delay.delay_after(i32::from(before) + 1, 0.0).unwrap_or_default());
+    let run_at = longer(assignment, delay);
     match catalog::put_back_free(assignment, run_at) {
         Some(_) => Ended::Retry(run_at),
         None => Ended::Withdrawn,
     }
+}
+
+/// After `delay`, or longer the more often that was so before.
+fn longer(assignment: &Assignment, delay: Duration) -> Timestamp {
+    let before = catalog::conflicts(assignment.job());
+    let delay = retry::Policy { max_attempts: i32::MAX, delay, ..gucs::retry_policy() };
+    after(delay.delay_after(i32::from(before) + 1, 0.0).unwrap_or_default())
 }
 
 /// The row cannot be written: tries again after the longest delay, and says why in the log of attempts.

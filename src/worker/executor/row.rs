@@ -10,7 +10,7 @@ use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
 use crate::pg::fmgr::float4_datum;
 use crate::pg::memory::HeldDatum;
-use crate::pg::relation::Lock;
+use crate::pg::relation::{self, Lock};
 use crate::pg::role::bookkeeping;
 use crate::pg::{guc, spi, xact};
 use crate::planted::{self, Bug};
@@ -20,6 +20,7 @@ use crate::shmem::{Action, Assignment};
 use crate::submit;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Datum;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Writes the completion: the guarded UPDATE of the row as its owner, then the fence. Raises an error when either
@@ -138,7 +139,7 @@ pub fn finish_row(
     started_at: Timestamp,
     completed: bool,
 ) -> bool {
-    let Some(table) = executor.tables.open(job.assignment.table, Lock::Write) else {
+    let Some(table) = open(executor, job, Lock::Write) else {
         PgError::new(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "the job table was changed while the job ran",
@@ -175,21 +176,39 @@ fn on_row<T>(job: &Job, f: impl FnOnce() -> T) -> T {
     guc::with_lock_timeout(ROW_PATIENCE, || guc::nested(|| submit::while_finishing(vec![job.assignment.job()], f)))
 }
 
-/// How long the end of a run waits for a lock on the job's row.
+/// The job's table, for the end of its run. A client that has all of the table for itself, to rewrite it, must not keep the
+/// executor either.
+fn open(executor: &mut Executor, job: &Job, lock: Lock) -> Option<Rc<Statements>> {
+    let table = job.assignment.table;
+    executor.tables.waits_for = Some(table);
+    let opened = guc::with_lock_timeout(ROW_PATIENCE, || executor.tables.open(table, lock));
+    executor.tables.waits_for = None;
+    opened
+}
+
+/// How long the end of a run waits for a lock on the job's row, or its table.
 const ROW_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Does the row, as committed by now, still wait for its end?
 pub fn is_open(executor: &mut Executor, job: &Job) -> bool {
-    let Some(table) = executor.tables.open(job.assignment.table, Lock::Read) else { return false };
+    let Some(table) = open(executor, job, Lock::Read) else { return false };
     spi::connect(|| {
         let rows = table.look.execute(&[spi::uuid(&job.assignment.id)], 1);
         !rows.get::<bool>(0, 1).unwrap_or(true)
     })
 }
 
+/// Is the row of a job that was there when the job was loaded gone for good? TRUNCATE, DROP and DETACH of its partition fire no
+/// trigger of ours. A policy may only hide it.
+pub fn is_gone(executor: &mut Executor, job: &Job) -> bool {
+    let Some(table) = open(executor, job, Lock::Read) else { return false };
+    let rows = || table.look.read(&[spi::uuid(&job.assignment.id)], 1).processed;
+    !relation::hides_rows(job.assignment.table.into()) && xact::with_latest_snapshot(|| spi::connect(rows)) == 0
+}
+
 /// The next attempt starts at zero, for all to see.
 pub fn restart_progress(executor: &mut Executor, job: &Job) {
-    if let Some(table) = executor.tables.open(job.assignment.table, Lock::Write) {
+    if let Some(table) = open(executor, job, Lock::Write) {
         on_row(job, || {
             spi::connect(|| table.restart.execute(&[spi::uuid(&job.assignment.id)], 0));
         });

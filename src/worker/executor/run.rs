@@ -10,10 +10,19 @@ use crate::pg::{clock, xact};
 use crate::protocol;
 use std::sync::atomic::Ordering;
 
-/// Runs the jobs in order.
+/// Runs the jobs in order. When the end of one has waited for its table in vain, the others of that table go back: each of them
+/// would run, and wait, for as long.
 pub fn all(executor: &mut Executor, mut jobs: Vec<Job>) {
     let mut left = &mut jobs[..];
+    executor.tables.waits_for = None;
+    let mut out_of_reach = None;
     while !left.is_empty() {
+        out_of_reach = executor.tables.waits_for.take().or(out_of_reach);
+        if out_of_reach == Some(left[0].assignment.table) {
+            hand_back(executor, &mut left[0]);
+            left = &mut left[1..];
+            continue;
+        }
         let mut group = Group::default();
         // For the first job, should it be given up before it was begun.
         executor.slot.started_at.store(clock::now(), Ordering::Release);
@@ -38,6 +47,12 @@ pub fn all(executor: &mut Executor, mut jobs: Vec<Job>) {
     }
 }
 
+/// Gives a job back that was not begun, or that was rolled back.
+fn hand_back(executor: &mut Executor, job: &mut Job) {
+    let ended = if job.take(executor.slot) { Ended::Refused } else { Ended::Revoked };
+    settle(executor, &[Run::of(job, ended)]);
+}
+
 /// The transaction of a single job failed as a whole: at its commit, or in our own part of it.
 fn give_up(executor: &mut Executor, job: &mut Job, error: PgError) {
     let interrupt = executor.slot.interrupt();
@@ -48,7 +63,7 @@ fn give_up(executor: &mut Executor, job: &mut Job, error: PgError) {
         return settle(executor, &[Run::of(job, Ended::Revoked)]);
     }
     let mut run = Run::of(job, Ended::Refused);
-    let (setback, error) = outcome::classify(job, error, interrupt);
+    let (setback, error) = outcome::classify(job, error, interrupt, true);
     match xact::transaction(|| match protocol::looks_withdrawn(false, interrupt) {
         true => outcome::withdrawn(executor, job, started_at),
         false => outcome::record(executor, job, setback, &error, started_at),

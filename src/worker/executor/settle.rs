@@ -102,7 +102,7 @@ fn count(executor: &mut Executor, run: &Run, handler: &str) {
 
 /// Takes a job out of the queue whose row is finished already.
 pub fn discard(executor: &mut Executor, number: u64, assignment: &Assignment) {
-    without_handler(executor, number, assignment, |assignment| {
+    without_handler(executor, number, assignment, |_, assignment| {
         outcome::take_out(assignment);
         Ended::Withdrawn
     });
@@ -118,14 +118,14 @@ fn without_handler(
     executor: &mut Executor,
     number: u64,
     assignment: &Assignment,
-    settle_as: impl FnOnce(&Assignment) -> Ended,
+    settle_as: impl FnOnce(&mut Executor, &Assignment) -> Ended,
 ) {
     if !executor.slot.claim(number).take(ClaimState::Running) {
         executor.slot.passed.store(number + 1, Ordering::Release);
         return;
     }
     let mut run = Run::without_handler(number, assignment);
-    match xact::transaction(|| settle_as(assignment)) {
+    match xact::transaction(|| settle_as(executor, assignment)) {
         Ok(ended) => run.ended = ended,
         Err(error) => error.without_data().log(),
     }

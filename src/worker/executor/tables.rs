@@ -21,6 +21,8 @@ pub struct Tables {
     known: HashMap<u32, Known>,
     /// What was said about tables already.
     complained: HashSet<(u32, String)>,
+    /// The table that the end of a run waits for; after an error the one that it waited for in vain.
+    pub waits_for: Option<u32>,
 }
 
 impl Tables {

@@ -231,3 +231,45 @@ fn a_job_that_was_cancelled_before_its_attempt_could_be_charged_does_not_hold_up
     assert_eq!(app.wait_final(id).result, Some(json!(1)));
     assert_eq!(app.noted(id), 1);
 }
+
+/// As a table is while ALTER TABLE rewrites it. There is one executor, which has more jobs of that table in hand.
+#[test]
+fn a_table_that_a_client_has_for_itself_while_a_job_completes_holds_up_no_other_table() {
+    let builder = Cluster::builder().conf("background_jobs.max_executors", "1");
+    let cluster = builder.conf("background_jobs.poll_interval", "300ms").start();
+    let mut app = App::with_table(&cluster, "rewritten");
+    app.handler_with(
+        "held",
+        "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN '1';",
+        "max_attempts => 1",
+    );
+    app.handler_with("quick", "PERFORM note(); RETURN '2';", "max_attempts => 1");
+    app.sql("SELECT background_jobs.create_table('others')");
+    app.register("quick", "quick(jsonb)", "job_table => 'others'");
+    let held = app.submit("held", json!({}));
+    app.wait_reached(1);
+    let quick = app.submit("quick", json!({}));
+    let mut client = app.session();
+    client.batch_execute("BEGIN; LOCK TABLE background_jobs IN ACCESS EXCLUSIVE MODE").unwrap();
+    app.sql("SELECT background_jobs.enqueue('quick', job_table => 'others')");
+    app.open_gate("go");
+    app.wait_true("SELECT bool_and(completed) FROM others");
+    assert_eq!(attempts(&mut app, held), [(1, "conflict".to_owned(), json!("55P03"))]);
+    assert_eq!((app.noted(held), app.noted(quick)), (0, 0));
+    client.batch_execute("ROLLBACK").unwrap();
+    assert!(app.wait_final(held).completed && app.wait_final(quick).completed);
+    assert_eq!((app.noted(held), app.noted(quick)), (1, 1));
+}
+
+/// To wait for no lock is the handler's choice, and to be tried again after a delay is what it may expect then.
+#[test]
+fn a_lock_that_a_handler_does_not_wait_for_is_an_ordinary_error() {
+    let mut app = SHARED.app("nowait");
+    app.sql("CREATE TABLE wanted ()");
+    app.handler_with("nowait", "LOCK TABLE wanted NOWAIT; RETURN '1';", "max_attempts => 1");
+    let mut client = app.session();
+    client.batch_execute("BEGIN; LOCK TABLE wanted").unwrap();
+    let id = app.submit("nowait", json!({}));
+    assert_eq!(app.wait_final(id).error("sqlstate"), Some(&json!("55P03")));
+    assert_eq!(attempts(&mut app, id), [(1, "error".to_owned(), json!("55P03"))]);
+}

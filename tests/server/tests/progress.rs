@@ -170,3 +170,50 @@ fn a_locked_row_delays_progress_and_nothing_else() {
     app.open_gate("go");
     assert!(app.wait_final(id).completed);
 }
+
+/// What the owner's triggers do in the session that writes progress ends with the write.
+#[test]
+fn nothing_is_left_behind_where_progress_is_written() {
+    let mut app = SHARED.app("left_behind");
+    app.sql(
+        "CREATE TABLE found (entry bigserial, setting text, temporary bool, prepared bigint);
+         CREATE FUNCTION leave() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NOT NEW.completed THEN
+                INSERT INTO found (setting, temporary, prepared)
+                VALUES (current_setting('work_mem'), to_regclass('pg_temp.mine') IS NOT NULL, (SELECT count(*) FROM pg_prepared_statements));
+                PERFORM pg_advisory_lock(4712);
+                PERFORM set_config('work_mem', '77MB', false), set_config('application_name', 'mine', false);
+                EXECUTE 'CREATE TEMP TABLE mine ()';
+                EXECUTE 'PREPARE mine AS SELECT 1';
+            END IF;
+            RETURN NULL;
+         END $$;
+         CREATE TRIGGER leave AFTER UPDATE ON background_jobs FOR EACH ROW EXECUTE FUNCTION leave();",
+    );
+    app.handler(
+        "steps",
+        "FOR i IN 1..3 LOOP
+            PERFORM background_jobs.set_progress((i * 0.25)::real); PERFORM await_gate('step' || i);
+         END LOOP;
+         RETURN NULL;",
+    );
+    let id = app.submit("steps", json!({}));
+    for (gate, progress) in [("step1", 0.25), ("step2", 0.5), ("step3", 0.75)] {
+        app.wait_true(&format!("SELECT progress = {progress} FROM background_jobs"));
+        app.wait_true(
+            "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 4712
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+        );
+        app.wait_true(
+            "SELECT application_name = backend_type FROM pg_stat_activity
+              WHERE datname = current_database() AND backend_type = 'background_jobs progress writer'",
+        );
+        app.open_gate(gate);
+    }
+    app.wait_final(id);
+    let mut client = app.session();
+    let own: String = client.query_one("SELECT current_setting('work_mem')", &[]).unwrap().get(0);
+    let found = app.rows("SELECT setting, temporary, prepared FROM found ORDER BY entry", &[]);
+    let found: Vec<(String, bool, i64)> = found.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+    assert_eq!(found, vec![(own, false, 0); 3]);
+}

@@ -104,6 +104,31 @@ fn attach_checks_the_table() {
     assert_eq!(result, json!({"handler": "f"}), "the table may be renamed and moved");
 }
 
+/// What was committed after the transaction's snapshot was taken is seen all the same: rows and places in the queue.
+#[test]
+fn tables_are_made_and_attached_at_every_isolation_level() {
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        let mut app = SHARED.app_without_table("isolated");
+        app.sql(&format!(
+            "BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM pg_class; SELECT background_jobs.create_table(); COMMIT"
+        ));
+        noting(&mut app);
+        app.sql("SELECT background_jobs.detach('background_jobs')");
+        let mut older = app.session();
+        let snapshot = format!("BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM background_jobs");
+        let attach = "SELECT background_jobs.attach('background_jobs')";
+        older.batch_execute(&snapshot).unwrap();
+        let id = app.submit("noted", json!({}));
+        assert_eq!(older.query_one(attach, &[]).unwrap().get::<_, i64>(0), 1, "the row that came meanwhile");
+        older.batch_execute("COMMIT").unwrap();
+        assert!(app.wait_final(id).completed);
+        older.batch_execute(&snapshot).unwrap();
+        app.sql(&format!("SELECT background_jobs.enqueue('noted', run_at => {LATER})"));
+        assert_eq!(older.query_one(attach, &[]).unwrap().get::<_, i64>(0), 0, "it is queued");
+        older.batch_execute("COMMIT").unwrap();
+    }
+}
+
 #[test]
 fn several_tables_of_one_owner() {
     let mut app = SHARED.app("tables");

@@ -162,3 +162,42 @@ fn a_planted_trigger_sees_the_owner_and_nobody_above() {
     let id = submit(&mut submitter, &json!({"other": "pg_sleep", "handler": "works"}));
     app.wait_true(&format!("SELECT state = 'unhandled' FROM background_jobs.queue WHERE job_id = '{id}'"));
 }
+
+/// An owner may have reasons to give ids out itself. What the submitter asks for then is no way to the job that has the id.
+#[test]
+fn an_id_that_the_owners_trigger_replaces_is_no_way_to_the_job_that_has_it() {
+    let mut app = SHARED.app("replaced");
+    app.handler("noted", "PERFORM note(); RETURN '1';");
+    let mut submitter = submitter(&mut app);
+    let later = "now() + interval '1 h'";
+    let victim: Uuid =
+        app.one(&format!("SELECT background_jobs.enqueue('noted', run_at => {later}, priority => 5::smallint)"), &[]);
+    app.sql(
+        "CREATE FUNCTION give_id() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            NEW.id = gen_random_uuid(); RETURN NEW;
+         END $$;
+         CREATE TRIGGER give_id BEFORE INSERT ON background_jobs FOR EACH ROW EXECUTE FUNCTION give_id();
+         -- Fires before the extension's own trigger.
+         CREATE FUNCTION also() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$ BEGIN
+            IF NOT NEW.payload ? 'also' THEN
+                INSERT INTO background_jobs (payload) VALUES (NEW.payload || '{\"also\": true}');
+            END IF;
+            RETURN NULL;
+         END $$;
+         CREATE TRIGGER also AFTER INSERT ON background_jobs FOR EACH ROW EXECUTE FUNCTION also();",
+    );
+    let queue = "SELECT to_jsonb(q)::text FROM background_jobs.queue q WHERE job_id = $1";
+    let before: String = app.one(queue, &[&victim]);
+    let given: Uuid = submitter.one(
+        "SELECT background_jobs.enqueue('noted', id => $1, priority => 9::smallint, run_at => now() + interval '2 h',
+            queue => 'mine', job_key => 'mine', job_table => 'public.background_jobs')",
+        &[&victim],
+    );
+    assert_eq!(app.one::<String>(queue, &[&victim]), before);
+    let shown: bool = app.one(
+        "SELECT q.state = 'scheduled' AND q.priority = 9 AND q.queue = 'mine' AND NOT j.payload ? 'also'
+           FROM background_jobs.queue q JOIN background_jobs j ON j.id = q.job_id WHERE q.job_id = $1",
+        &[&given],
+    );
+    assert!(shown, "the id that is returned is that of the row which was inserted");
+}
