@@ -22,9 +22,11 @@
 //! # One life of a job
 //!
 //! ```text
-//! INSERT -> row trigger (submit) -> row in the queue, note in this process (notes) -> COMMIT -> note to shared memory, latch
-//!   -> dispatcher: takes the job from the note or reads the lane (dispatcher::lane), picks an executor (dispatcher::assign)
-//!      -> mailbox, latch
+//! INSERT -> row trigger (submit) -> row in the queue, note in this process (notes) -> COMMIT
+//!   -> a lone job, on a server with nothing else to do: mailbox of an idle executor, latch (shmem::direct)
+//!   -> else: note to shared memory, latch
+//!      -> dispatcher: takes the job from the note or reads the lane (dispatcher::lane), picks an executor (dispatcher::assign)
+//!         -> mailbox, latch
 //!   -> executor: loads the payload (executor::batch), runs the handler in a subtransaction (executor::attempt),
 //!      completes the row and deletes the queue's row (executor::row), alone or with other short jobs (executor::group)
 //!      -> COMMIT -> claim done, latch (executor::settle)
@@ -35,6 +37,10 @@
 //! row, and an attempt that finds nothing to delete is rolled back whole. So effects happen exactly once, whatever else goes wrong.
 //! Cancelling deletes that row, too; whoever comes first wins, by the row's lock and not by a signal.
 //! The signal that follows only saves work.
+//!
+//! The dispatcher is the only one who hands out jobs, or lets others do it: while it is quiet, a committing session may put its job
+//! into the mailbox of an idle executor. The dispatcher ends that before it looks at anything, and books what was
+//! handed over (`Roster::book`), so that nothing is handed out twice.
 //!
 //! Where the two rows lie is told along the way (`job::Tid`), which saves three walks down an index for each job. It is a hint:
 //! whoever goes there looks whether it is the right row, and else looks for the id.
