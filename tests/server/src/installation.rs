@@ -118,6 +118,11 @@ fn pg_config_program() -> PathBuf {
     panic!("no PostgreSQL server found through {candidates:?}: set PG_CONFIG");
 }
 
+/// Where the headers of the server lie. The copy has none, and its own pg_config would look for them there.
+pub(crate) fn include_directory() -> String {
+    os::run(Command::new(pg_config_program()).arg("--includedir-server"))
+}
+
 fn package_directory(version: &str) -> PathBuf {
     if let Some(named) = std::env::var_os(PACKAGE_VARIABLE) {
         return PathBuf::from(named);
