@@ -13,7 +13,7 @@ export PEERS_JSON
 help:
 	@echo "make demo      install what is missing, build, and show jobs running on a throw-away server"
 	@echo "make test      all tests, on throw-away servers (one file: make test ARGS='--test cancel')"
-	@echo "make soak      the long tests: model, races, properties, crash ledger, memory, signals, sqlsmith (some: make soak ARGS='--only memory')"
+	@echo "make soak      the long tests: model, races, properties, floods, crash ledger, memory, signals, sqlsmith (some: make soak ARGS='--only memory')"
 	@echo "make bites     show that the crash ledger finds bugs that are planted"
 	@echo "make psql      a prompt on the demo's server"
 	@echo "make bench     figures of this machine, in minutes (long runs: make bench ARGS='--only size,old-snapshot')"
