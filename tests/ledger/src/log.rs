@@ -11,7 +11,7 @@ impl Evidence {
         let mut running: HashMap<u32, usize> = HashMap::new();
         for (line, text) in log.lines().enumerate() {
             let Some((at, pid, said)) = parse(text) else { continue };
-            if said == "database system is ready to accept connections" {
+            if said == READY {
                 for crash in self.crashes.iter_mut().rev().take_while(|crash| crash.back_after.is_none()) {
                     crash.back_after = Some(at - crash.at);
                 }
@@ -68,6 +68,15 @@ fn died(said: &str) -> Option<u32> {
     signal.starts_with("6:").then(|| pid.parse().ok())?
 }
 
+const READY: &str = "database system is ready to accept connections";
+
+/// Did the last request to stop come while the server recovered from a crash that it outlived?
+pub fn is_stopped_in_recovery(log: &str) -> bool {
+    let Some((before, _)) = log.rsplit_once(" shutdown request") else { return false };
+    let crash = before.rfind("all server processes terminated; reinitializing");
+    crash.is_some_and(|crash| !before[crash..].contains(READY))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +94,17 @@ mod tests {
         let start = &evidence.starts[0];
         assert_eq!((start.pid, start.attempt, start.dirt.as_str(), start.ended), (4711, 2, "lock", Some(2)));
         assert!(evidence.crashes.is_empty() && !start.took_down);
+    }
+
+    #[test]
+    fn the_log_tells_of_a_stop_during_a_recovery() {
+        let crash = "LOG:  all server processes terminated; reinitializing\n";
+        let ready = "LOG:  database system is ready to accept connections\n";
+        let stop = "LOG:  received smart shutdown request\nLOG:  redo starts at 0/1\n";
+        assert!(is_stopped_in_recovery(&[ready, crash, stop].concat()));
+        for other in [[ready, crash, ready, stop].concat(), [ready, stop].concat(), [ready, crash].concat()] {
+            assert!(!is_stopped_in_recovery(&other), "{other}");
+        }
     }
 
     #[test]
