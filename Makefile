@@ -8,12 +8,13 @@ export PEERS
 export PEERS_WORK
 export PEERS_JSON
 
-.PHONY: help demo test soak bites lint install psql bench bench-peers bench-report
+.PHONY: help demo test check soak bites lint install psql bench bench-peers bench-report
 
 help:
 	@echo "make demo      install what is missing, build, and show jobs running on a throw-away server"
 	@echo "make test      all tests, on throw-away servers (one file: make test ARGS='--test cancel')"
-	@echo "make soak      the long tests: model, races, properties, crash ledger, memory, signals, sqlsmith (some: make soak ARGS='--only memory')"
+	@echo "make check     try out make install, below a directory of its own, and make demo, without a terminal"
+	@echo "make soak      the long tests: model, races, properties, floods, crash ledger, memory, signals, sqlsmith (some: make soak ARGS='--only memory')"
 	@echo "make bites     show that the crash ledger finds bugs that are planted"
 	@echo "make psql      a prompt on the demo's server"
 	@echo "make bench     figures of this machine, in minutes (long runs: make bench ARGS='--only size,old-snapshot')"
@@ -29,6 +30,9 @@ psql:
 
 test:
 	@scripts/test.sh $(ARGS)
+
+check:
+	@scripts/check.sh
 
 soak:
 	@scripts/soak.sh $(ARGS)

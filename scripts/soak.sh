@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The long tests, one after the other, and a summary:
 #   soak.sh                              all parts
-#   soak.sh --only memory,signals        some: model, races, properties, ledger, memory, signals, sqlsmith
+#   soak.sh --only memory,signals        some: model, races, properties, floods, ledger, memory, signals, sqlsmith
 #   soak.sh --seconds 600 --seed 1       the ledger alone, as long and with that seed; with --only, those parts
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . scripts/setup.sh
 
-all=(model races properties ledger memory signals sqlsmith)
+all=(model races properties floods ledger memory signals sqlsmith)
 only= length= seed=()
 while [ $# -gt 0 ]; do
     [ $# -gt 1 ] || die "$1 needs a value"
@@ -45,6 +45,8 @@ for part in "${parts[@]}"; do
     model) command=(test --quiet --package model -- --ignored --nocapture --test-threads=1) ;;
     # What `make test` has of them, twenty times over.
     races | properties) command=(test --quiet --package server_tests --test "$part" -- --nocapture --test-threads=4) ;;
+    # What is too much for `make test`.
+    floods) command=(test --quiet --package server_tests --test floods -- --ignored --nocapture --test-threads=1) ;;
     ledger) command=(run --quiet --package ledger -- --seconds "${length:-3600}" --violations target/soak-ledger.violations "${seed[@]}") ;;
     memory) command=(run --quiet --package storm -- memory) ;;
     *) command=(run --quiet --package storm -- "$part" --seconds "${length:-600}" "${seed[@]}") ;;

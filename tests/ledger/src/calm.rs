@@ -1,10 +1,10 @@
 //! After the storm: everything is let finish, and then the idle server is tried.
 
 use crate::history::{Outcome, Submission, What, now};
-use crate::run::Run;
+use crate::run::{Run, Session};
 use crate::scene::{CLIENT, POLL_SECONDS};
 use crate::workload::{begin, end};
-use server_tests::postgres::Client;
+use server_tests::postgres::{Client, Error};
 use server_tests::{Uuid, json};
 use std::time::{Duration, Instant};
 
@@ -18,23 +18,24 @@ pub const IMPATIENCE: Duration = Duration::from_secs(8);
 /// Puts the settings back, decides the prepared transactions, and waits until nothing is unfinished.
 pub fn drain(run: &Run, patience: Duration) -> Duration {
     let begun = Instant::now();
-    let mut admin = run.cluster.admin("postgres");
-    let reset = ["ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()"];
-    reset.iter().for_each(|statement| admin.batch_execute(statement).unwrap_or_else(|e| panic!("{statement}: {e:?}")));
-    let prepared = admin.query("SELECT gid, database FROM pg_prepared_xacts", &[]).unwrap_or_default();
+    let mut admin = Session::new(run, "postgres", "postgres");
+    for statement in ["ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()"] {
+        insist(&mut admin, |client| client.batch_execute(statement));
+    }
+    let prepared = insist(&mut admin, |client| client.query("SELECT gid, database FROM pg_prepared_xacts", &[]));
     for row in prepared {
         let (gid, database): (String, String) = (row.get(0), row.get(1));
-        let decision = format!("ROLLBACK PREPARED '{gid}'");
-        run.cluster.admin(&database).batch_execute(&decision).unwrap_or_else(|e| panic!("{decision}: {e:?}"));
+        insist(&mut Session::new(run, &database, "postgres"), |client| roll_back(client, &gid));
         run.history.rolled_back(&gid);
     }
     let (mut least, mut since) = (usize::MAX, begun);
-    let mut sessions: Vec<Client> = run.tables.iter().map(|table| run.cluster.admin(&table.database)).collect();
+    let mut sessions: Vec<Session> =
+        run.tables.iter().map(|table| Session::new(run, &table.database, "postgres")).collect();
     loop {
         let mut left = Vec::new();
         for (number, table) in run.tables.iter().enumerate() {
             let query = format!("SELECT id FROM {} WHERE NOT completed AND NOT cancelled", table.name());
-            let rows = sessions[number].query(&query, &[]).unwrap_or_else(|e| panic!("{query}: {e:?}"));
+            let rows = insist(&mut sessions[number], |client| client.query(&query, &[]));
             left.extend(rows.iter().map(|row| (number, row.get::<_, Uuid>(0))));
         }
         if left.is_empty() {
@@ -46,7 +47,7 @@ pub fn drain(run: &Run, patience: Duration) -> Duration {
         if since.elapsed() > patience {
             for (number, job) in &left {
                 let query = "SELECT q::text FROM background_jobs.queue q WHERE job_id = $1";
-                let queued = sessions[*number].query(query, &[job]).unwrap_or_else(|e| panic!("{query}: {e:?}"));
+                let queued = insist(&mut sessions[*number], |client| client.query(query, &[job]));
                 let queued = queued.first().map_or("in no queue", |row| row.get(0));
                 let text = format!("not final {:.0} s after the storm; {queued}", begun.elapsed().as_secs_f64());
                 run.violated("I1", Some(*number), Some(*job), text);
@@ -54,6 +55,31 @@ pub fn drain(run: &Run, patience: Duration) -> Duration {
             return begun.elapsed();
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// It may be gone: the session may have ended after it was rolled back.
+fn roll_back(client: &mut Client, gid: &str) -> Result<(), Error> {
+    let is_there = "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE gid = $1)";
+    if client.query_one(is_there, &[&gid])?.get(0) {
+        client.batch_execute(&format!("ROLLBACK PREPARED '{gid}'"))?;
+    }
+    Ok(())
+}
+
+/// What is done until it is done: poison that is left takes the server down as before.
+fn insist<T>(session: &mut Session, mut f: impl FnMut(&mut Client) -> Result<T, Error>) -> T {
+    let begun = Instant::now();
+    loop {
+        match session.get().map(&mut f) {
+            Some(Ok(value)) => return value,
+            Some(Err(error)) if Outcome::of_error(&error) == Outcome::Failed => panic!("{error:?}"),
+            other => assert!(
+                begun.elapsed() < PATIENCE,
+                "the server takes no connections: {:?}",
+                other.and_then(Result::err)
+            ),
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! What the run has left: rows, effects, changes of state, attempts, and the lines that handlers wrote into the server's log.
 
-use crate::history::Time;
-use crate::run::Run;
+use crate::history::{Outcome, Time};
+use crate::run::{Event, Run};
 use server_tests::postgres::{Client, Error, Row};
 use server_tests::{Uuid, Value};
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 pub struct Job {
     pub table: usize,
@@ -52,6 +53,8 @@ pub struct Start {
     pub dirt: String,
     /// The line that says that it was about to end.
     pub ended: Option<usize>,
+    /// Its process ended by a signal in it, and the server with that, as its handler wanted it.
+    pub took_down: bool,
 }
 
 #[derive(Default)]
@@ -63,16 +66,37 @@ pub struct Evidence {
     pub attempts: HashMap<Uuid, Vec<Attempt>>,
     pub starts: Vec<Start>,
     pub starts_of: HashMap<Uuid, Vec<usize>>,
+    /// Those that handlers have caused.
+    pub crashes: Vec<Event>,
 }
 
+/// How long the server may be down at most when it is looked at.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 impl Evidence {
+    /// Also notes the crashes that handlers have caused among the other events of the run.
     pub fn gather(run: &Run) -> Result<Evidence, Error> {
+        let begun = Instant::now();
+        // With some planted bugs poison takes the server down again and again; between two times there is enough time to read.
+        let mut evidence = loop {
+            match Evidence::read_all(run) {
+                Err(error) if Outcome::of_error(&error) == Outcome::Unknown && begun.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                other => break other?,
+            }
+        };
+        evidence.read_log(&run.cluster.log());
+        run.crashed(&evidence.crashes);
+        Ok(evidence)
+    }
+
+    fn read_all(run: &Run) -> Result<Evidence, Error> {
         let mut evidence = Evidence::default();
         for (number, table) in run.tables.iter().enumerate() {
-            let mut admin = run.cluster.admin(&table.database);
+            let mut admin = run.cluster.try_connect(&table.database, "postgres")?;
             evidence.read(&mut admin, number, &table.owner)?;
         }
-        evidence.read_log(&run.cluster.log());
         Ok(evidence)
     }
 
@@ -125,57 +149,5 @@ impl Evidence {
             self.attempts.entry(row.get(0)).or_default().push(attempt);
         }
         Ok(())
-    }
-
-    fn read_log(&mut self, log: &str) {
-        let mut running: HashMap<u32, usize> = HashMap::new();
-        for (line, text) in log.lines().enumerate() {
-            let Some((at, pid, said)) = parse(text) else { continue };
-            let words: Vec<&str> = said.split_whitespace().collect();
-            match words[..] {
-                ["start", job, seq, attempt, kind, dirt] => {
-                    let (Ok(job), Ok(seq), Ok(attempt)) = (job.parse(), seq.parse(), attempt.parse()) else { continue };
-                    let dirt = dirt.trim_matches(['[', ']']).to_owned();
-                    let index = self.starts.len();
-                    running.insert(pid, index);
-                    self.starts_of.entry(job).or_default().push(index);
-                    let kind = kind.to_owned();
-                    self.starts.push(Start { line, at, pid, job, seq, attempt, kind, dirt, ended: None });
-                }
-                ["end", job, ..] => {
-                    let begun = running.get(&pid).map(|index| &mut self.starts[*index]);
-                    if let Some(start) = begun.filter(|start| Ok(start.job) == job.parse()) {
-                        start.ended = Some(line);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-/// "1700000000.123 [4711] north: LOG:  ledger start ..."
-fn parse(line: &str) -> Option<(Time, u32, &str)> {
-    let (before, said) = line.split_once(": LOG:  ledger ")?;
-    let (at, rest) = before.split_once(" [")?;
-    let (pid, _) = rest.split_once(']')?;
-    Some((at.parse().ok()?, pid.parse().ok()?, said))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_log_tells_runs_and_their_ends() {
-        let job = "00000000-0000-0000-0000-000000000001";
-        let mut evidence = Evidence::default();
-        evidence.read_log(&format!(
-            "1700000000.123 [4711] north: LOG:  ledger start {job} 1 2 quick [lock]\n\
-             1700000000.125 [4712] north: LOG:  something else\n\
-             1700000000.130 [4711] north: LOG:  ledger end {job} 1 2\n"
-        ));
-        let start = &evidence.starts[0];
-        assert_eq!((start.pid, start.attempt, start.dirt.as_str(), start.ended), (4711, 2, "lock", Some(2)));
     }
 }

@@ -28,10 +28,14 @@ impl Outcome {
     pub fn of<T>(result: &Result<T, postgres::Error>) -> Outcome {
         match result {
             Ok(_) => Outcome::Acknowledged,
-            Err(error) => match error.as_db_error() {
-                Some(told) if told.severity() == "ERROR" => Outcome::Failed,
-                _ => Outcome::Unknown,
-            },
+            Err(error) => Outcome::of_error(error),
+        }
+    }
+
+    pub fn of_error(error: &postgres::Error) -> Outcome {
+        match error.as_db_error() {
+            Some(told) if told.severity() == "ERROR" => Outcome::Failed,
+            _ => Outcome::Unknown,
         }
     }
 }

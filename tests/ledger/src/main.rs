@@ -1,11 +1,11 @@
 //! The crash ledger: clients that submit, cancel, delete and replace jobs, against a server that is killed, stopped, signalled
 //! and reconfigured all the while; and afterwards a judge that compares what the clients were told with what there is.
 //!
-//! * [`scene`] the server: databases, owners, job tables, [`kinds`] of handlers.
+//! * [`scene`] the server: databases, owners, job tables, [`kinds`] of handlers, among them [`poison`].
 //! * [`workload`] the clients; what they were told goes into the [`history`].
 //! * [`nemesis`] what befalls the server.
 //! * [`calm`] the end of the storm: everything is let finish; [`brink`] what the storm may have missed by chance.
-//! * [`evidence`] what is there: rows, effects, changes, attempts, starts.
+//! * [`evidence`] what is there: rows, effects, changes, attempts, and from the [`log`] starts and crashes.
 //! * [`checker`] the judge.
 //! * [`report`] figures, and [`findings`] each violation with the history of its job.
 //! * [`plants`] what bugs on purpose break.
@@ -20,9 +20,11 @@ mod evidence;
 mod findings;
 mod history;
 mod kinds;
+mod log;
 mod nemesis;
 mod options;
 mod plants;
+mod poison;
 mod report;
 mod run;
 mod scene;

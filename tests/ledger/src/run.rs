@@ -92,8 +92,21 @@ impl Run {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
     }
 
+    /// Adds the crashes that are not known yet; the nemesis may have met such a process at the same moment.
+    pub fn crashed(&self, crashes: &[Event]) {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        for crash in crashes {
+            if !events.iter().any(|known| known.kind == Blow::Crash && known.pid == crash.pid) {
+                events.push(crash.clone());
+            }
+        }
+    }
+
+    /// In the order of time.
     pub fn events(&self) -> Vec<Event> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        events.sort_by(|one, other| one.at.total_cmp(&other.at));
+        events
     }
 
     /// Takes down a broken invariant, once for each job.

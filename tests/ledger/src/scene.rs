@@ -1,6 +1,7 @@
 //! The stage: one server with several databases, in each several owners, each with a job table, handlers and witnesses.
 
 use crate::kinds::KINDS;
+use crate::poison;
 use server_tests::Cluster;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -68,6 +69,7 @@ pub fn start(plant: Option<&str>) -> Result<(Cluster, Vec<Table>), String> {
     for number in [6, 9, 11] {
         builder = builder.allow_in_log(&format!("was terminated by signal {number}:"));
     }
+    builder = builder.allow_in_log(poison::PANIC_MESSAGE);
     if let Some(plant) = plant {
         builder = builder.conf("background_jobs.planted", plant);
     }
@@ -95,6 +97,7 @@ fn create(cluster: &Cluster) -> Result<Vec<Table>, server_tests::postgres::Error
         admin.batch_execute(&format!("CREATE DATABASE {database}"))?;
         let mut inside = cluster.admin(database);
         inside.batch_execute("CREATE EXTENSION background_jobs; CREATE EXTENSION amcheck")?;
+        inside.batch_execute(&poison::create(&OWNERS))?;
         for owner in OWNERS {
             inside.batch_execute(&format!("CREATE SCHEMA {owner} AUTHORIZATION {owner}"))?;
             let mut session = cluster.connect(database, owner);

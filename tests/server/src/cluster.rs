@@ -71,7 +71,7 @@ impl Cluster {
     /// Stops the server and returns how long that took. Panics when it takes more than a minute.
     pub fn stop(&self, how: Stop) -> Duration {
         let begin = Instant::now();
-        self.end(how, Duration::from_secs(60)).unwrap_or_else(|report| panic!("{report}\n{}", self.log_tail()));
+        self.try_stop(how, Duration::from_secs(60)).unwrap_or_else(|report| panic!("{report}\n{}", self.log_tail()));
         begin.elapsed()
     }
 
@@ -171,7 +171,8 @@ impl Cluster {
         self.postmaster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn end(&self, how: Stop, deadline: Duration) -> Result<(), String> {
+    /// As [`Cluster::stop`]; a server that has not stopped by the deadline is the error, and goes on stopping.
+    pub fn try_stop(&self, how: Stop, deadline: Duration) -> Result<(), String> {
         let mut postmaster = self.lock();
         let Some(child) = postmaster.as_mut() else {
             return Ok(());
@@ -193,9 +194,9 @@ impl Cluster {
     /// Stops the server for good; what went wrong, its log included, is the error.
     pub(crate) fn finish(&self) -> Result<(), String> {
         let mut trouble = String::new();
-        if let Err(report) = self.end(Stop::Fast, Duration::from_secs(20)) {
+        if let Err(report) = self.try_stop(Stop::Fast, Duration::from_secs(20)) {
             trouble = format!("{report}\n{}", self.log_tail());
-            let _ = self.end(Stop::Immediate, Duration::from_secs(20));
+            let _ = self.try_stop(Stop::Immediate, Duration::from_secs(20));
         }
         let offences = self.offences();
         if let Some(first) = offences.first() {

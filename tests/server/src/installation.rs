@@ -127,6 +127,11 @@ fn major_version(version: &str) -> u32 {
     digits.parse().unwrap_or_else(|e| panic!("{version}: {e}"))
 }
 
+/// Where the headers of the server lie. The copy has none, and its own pg_config would look for them there.
+pub(crate) fn include_directory() -> String {
+    os::run(Command::new(pg_config_program()).arg("--includedir-server"))
+}
+
 fn package_directory(major: u32) -> PathBuf {
     if let Some(named) = std::env::var_os(PACKAGE_VARIABLE) {
         return PathBuf::from(named);

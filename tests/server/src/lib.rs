@@ -51,6 +51,7 @@ pub use nix::sys::signal::Signal;
 pub use os::{give, run};
 pub use pair::Pair;
 pub use postgres;
+pub use preload::compile_functions;
 pub use serde_json::{Value, json};
 pub use small_disk::SmallDisk;
 pub use uuid::Uuid;

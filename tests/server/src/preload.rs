@@ -1,6 +1,7 @@
-//! Libraries of a few lines that a test's server is made to preload (`LD_PRELOAD`): they are compiled when they are needed, and
-//! told what to do by a number in a file, which every process of that server sees at once, and nobody else.
+//! Libraries of a few lines, compiled when they are needed: functions in C, and what a test's server is made to preload
+//! (`LD_PRELOAD`) and is told what to do by a number in a file, which every process of that server sees at once, and nobody else.
 
+use crate::installation::include_directory;
 use crate::{Builder, keeper, run};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -37,8 +38,24 @@ impl Number {
 
 /// Compiles the source into a library; returns its path.
 pub(crate) fn compile(name: &str, source: &str) -> String {
+    cc(name, source, &[])
+}
+
+/// As [`compile`], with PostgreSQL's headers: for functions that a server loads by `CREATE FUNCTION ... LANGUAGE c`.
+#[must_use]
+pub fn compile_functions(name: &str, source: &str) -> String {
+    // What is wrong in there is not ours to mend.
+    cc(name, source, &["-isystem".to_owned(), include_directory()])
+}
+
+fn cc(name: &str, source: &str, options: &[String]) -> String {
     let (code, library) = (keeper::root().join(format!("{name}.c")), keeper::root().join(format!("{name}.so")));
     std::fs::write(&code, source).unwrap_or_else(|e| panic!("{}: {e}", code.display()));
-    run(Command::new("cc").args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"]).arg(&library).arg(&code));
+    run(Command::new("cc")
+        .args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror"])
+        .args(options)
+        .arg("-o")
+        .arg(&library)
+        .arg(&code));
     library.to_string_lossy().into_owned()
 }

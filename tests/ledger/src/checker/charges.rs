@@ -30,8 +30,17 @@ impl End {
     }
 }
 
+/// A stop that a crash came into was none in good order.
+fn ends(mut ends: Vec<End>) -> Vec<End> {
+    let crashes: Vec<Time> = ends.iter().filter(|end| end.crash).map(|end| end.at).collect();
+    for end in &mut ends {
+        end.crash |= crashes.iter().any(|at| (end.at..end.over).contains(at));
+    }
+    ends
+}
+
 pub fn check(run: &Run, evidence: &Evidence) {
-    let ends: Vec<End> = run.events().iter().filter_map(End::of).collect();
+    let ends = ends(run.events().iter().filter_map(End::of).collect());
     for (job, attempts) in &evidence.attempts {
         let starts: Vec<&Start> = evidence.starts(job).collect();
         for attempt in
@@ -64,8 +73,8 @@ mod tests {
     use server_tests::Uuid;
 
     fn started(at: Time) -> Start {
-        let (kind, dirt) = ("quick".to_owned(), String::new());
-        Start { line: 1, at, pid: 1, job: Uuid::from_u128(1), seq: 1, attempt: 2, kind, dirt, ended: None }
+        let (kind, dirt, job) = ("quick".to_owned(), String::new(), Uuid::from_u128(1));
+        Start { line: 1, at, pid: 1, job, seq: 1, attempt: 2, kind, dirt, ended: None, took_down: false }
     }
 
     fn charged(begun: Time, finished: Time) -> Attempt {
@@ -96,6 +105,9 @@ mod tests {
         assert!(!is_founded(&charged(10.0, 21.0), &[&start], &[]));
         assert!(!is_founded(&charged(10.0, 21.0), &[&start], &[end(20.0, false)]));
         assert!(!is_founded(&charged(10.0, 21.0), &[&start], &[end(5.0, true), end(30.0, true)]));
+        // A handler crashed the server while it was being stopped.
+        let stop = End { at: 20.0, over: 20.4, crash: false };
+        assert!(is_founded(&charged(10.0, 31.0), &[&start], &ends(vec![stop, end(20.1, true)])));
         // A stop ended that run; the crash after it was another's.
         assert!(!is_founded(&charged(10.0, 31.0), &[&start], &[end(20.0, false), end(30.0, true)]));
     }

@@ -1,5 +1,6 @@
-//! I5 across crashes: when the server went down under a job that ran for certain, somebody is charged for it. It is that job,
-//! or one that ran as a suspect of an earlier crash.
+//! I5 across crashes: when the server went down under a job that ran for certain, or by a job's own doing, somebody is charged for it.
+//! It is that job, or one that ran as a suspect of an earlier crash. So a job that takes the server down every time has as many
+//! attempts as others, and not more crashes; that it fails in the end is asked for where jobs end.
 
 use crate::evidence::{Attempt, Evidence, Start};
 use crate::history::Time;
@@ -67,13 +68,15 @@ fn is_charge(attempt: &Attempt, start: &Start, crash: Time) -> bool {
     attempt.outcome == "crashed" && attempt.attempt == start.attempt && attempt.finished > crash
 }
 
-/// A job that takes long, begun well before and not ended by anything else; nobody cancels jobs of that kind.
+/// A job that crashed the server, or one that takes long, begun well before and not ended by anything else; nobody cancels jobs
+/// of those kinds.
 fn certainly_ran(evidence: &Evidence, start: &Start, crash: Time) -> bool {
-    start.kind == "poison"
-        && start.at < crash - MARGIN
-        && start.at + POISON_SECONDS > crash + MARGIN
-        && start.ended.is_none()
-        && !evidence.attempts(&start.job).iter().any(|attempt| {
-            attempt.attempt == start.attempt && attempt.outcome != "crashed" && attempt.finished < crash + MARGIN
-        })
+    start.took_down && start.at < crash
+        || start.kind == "poison"
+            && start.at < crash - MARGIN
+            && start.at + POISON_SECONDS > crash + MARGIN
+            && start.ended.is_none()
+            && !evidence.attempts(&start.job).iter().any(|attempt| {
+                attempt.attempt == start.attempt && attempt.outcome != "crashed" && attempt.finished < crash + MARGIN
+            })
 }

@@ -2,7 +2,7 @@
 
 use crate::evidence::{Evidence, Job};
 use crate::history::{Outcome, Submission, Time, What};
-use crate::kinds::{Kind, NEMESIS_ERRORS};
+use crate::kinds::{CRASHED, Kind, NEMESIS_ERRORS};
 use crate::run::Run;
 use server_tests::{Uuid, Value};
 use std::collections::HashMap;
@@ -137,6 +137,9 @@ fn ending(row: &Job, told: &impl Fn(&'static str, String)) {
             let sqlstate = sqlstate.as_str().unwrap_or("");
             if sqlstate != kind.error && !NEMESIS_ERRORS.contains(&sqlstate) {
                 told("I3", format!("it failed with what neither its handler nor the nemesis does: {result}"));
+            }
+            if sqlstate == CRASHED && !error("message").as_str().is_some_and(|text| text.contains("server crashed")) {
+                told("I5", format!("its error does not say what happened: {result}"));
             }
             if attempts != kind.max_attempts {
                 told("I5", format!("it failed for good after {attempts} of {} attempts", kind.max_attempts));

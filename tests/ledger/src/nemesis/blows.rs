@@ -3,6 +3,7 @@
 use super::Lost;
 use super::targets::{self, Target};
 use crate::history::{Time, now};
+use crate::log;
 use crate::run::{Blow, Event, Run};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
@@ -161,7 +162,10 @@ impl<'a> Blows<'a> {
             }
         }
         let (at, begun) = (now(), Instant::now());
-        let outcome = self.or_lost(name, |run| run.cluster.restart(how));
+        let outcome = self.or_lost(name, |run| {
+            stop(run, how);
+            run.cluster.start();
+        });
         self.run.pause.store(false, Ordering::SeqCst);
         let kind = if how == Stop::Immediate { Blow::Crash } else { Blow::Stop };
         self.note(at, name.to_owned(), kind, 0, Some(begun.elapsed().as_secs_f64()));
@@ -209,6 +213,16 @@ impl<'a> Blows<'a> {
             set(self.run, name, values[values.len() - 1]);
         }
     }
+}
+
+/// Stops the server. A handler may have crashed it just before, and PostgreSQL 15 does not get over a stop that comes after the
+/// crash and before the redo begins, with no extension in it either: it waits for its checkpointer, and never tells it to go.
+fn stop(run: &Run, how: Stop) {
+    if run.cluster.try_stop(how, Duration::from_secs(5)).is_ok() {
+        return;
+    }
+    let stuck = log::is_stopped_in_recovery(&run.cluster.log());
+    run.cluster.stop(if stuck { Stop::Immediate } else { how });
 }
 
 fn set(run: &Run, name: &str, value: &str) -> bool {

@@ -2,7 +2,7 @@
 //! somebody who waits for jobs.
 
 use super::{begin, end};
-use crate::history::{Outcome, Told, What};
+use crate::history::{Outcome, Submission, Told, What};
 use crate::kinds::{KINDS, Kind};
 use crate::run::{Run, Session};
 use crate::scene::CLIENT;
@@ -37,7 +37,9 @@ fn retry(run: &Run, number: usize, client: &mut Client, rng: &mut Rng) {
         "SELECT 1 FROM {name} WHERE id = $1 AND (cancelled OR completed AND COALESCE(result ? 'error', false)) FOR UPDATE"
     );
     let call = format!("SELECT 1 WHERE background_jobs.retry($1, '{name}')");
-    let Some((_, one)) = run.history.pick(rng, |table, _| table == number) else { return };
+    // What crashes the server has done so as often as it is to.
+    let suits = |table: usize, one: &Submission| table == number && !Kind::crashes(one.kind);
+    let Some((_, one)) = run.history.pick(rng, suits) else { return };
     let mut operation = begin(number, "retry()", What::Retry { job: one.job, hit: false });
     let mut body = || -> Result<bool, Error> {
         client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED")?;

@@ -83,7 +83,7 @@ fn large_payloads_of_one_owner_delay_another_by_one_of_them() {
     let insert = |owner: &mut Tenant, jobs: u32| {
         owner.sql(&format!(
             "INSERT INTO background_jobs (payload)
-             SELECT jsonb_build_object('handler', 'echo', 'blob', repeat(md5(n::text), 50 * 32768)) FROM generate_series(1, {jobs}) n"
+             SELECT jsonb_build_object('handler', 'echo', 'blob', repeat(md5(n::text), 100 * 32768)) FROM generate_series(1, {jobs}) n"
         ));
         Instant::now()
     };
@@ -92,16 +92,16 @@ fn large_payloads_of_one_owner_delay_another_by_one_of_them() {
     cluster.wait_until("one of them", || yes(older.one::<i64>(unfinished, &[]) == 0));
     let one = begin.elapsed();
 
-    insert(&mut older, 8);
+    insert(&mut older, 4);
     let mut took = Vec::new();
     while older.one::<i64>(unfinished, &[]) > 0 {
         took.push(turn(&cluster, &mut younger));
     }
     let right =
-        "SELECT count(*) FROM background_jobs WHERE result = payload AND length(result ->> 'blob') = 50 * 1048576";
-    assert_eq!(older.one::<i64>(right, &[]), 9);
+        "SELECT count(*) FROM background_jobs WHERE result = payload AND length(result ->> 'blob') = 100 * 1048576";
+    assert_eq!(older.one::<i64>(right, &[]), 5);
     end_sessions(&cluster, &app.database);
-    assert_within(one + GRACE, "beside payloads of 50 MB", &took);
+    assert_within(one + GRACE, "beside payloads of 100 MB", &took);
 }
 
 /// A million waiting jobs are no wall either.
