@@ -101,8 +101,8 @@ fn a_flush_writes_progress_alone_and_not_too_often() {
          END $$;
          CREATE TRIGGER edge AFTER UPDATE ON background_jobs FOR EACH ROW EXECUTE FUNCTION edge();",
     );
-    // As long as it takes the machine to flush some of the thousands of values, of which each is worth a flush. That there are so many
-    // while it runs is asked for; how long they take at least is what is measured.
+    // Runs until fifteen of its thousands of values were flushed, which a busy machine takes longer for. That there are so many while
+    // it runs is awaited; that there are not more than the time allows is measured.
     app.handler(
         "eager",
         "FOR i IN 1..900000 LOOP
