@@ -86,7 +86,7 @@ fn verdict(good: bool, text: &str) -> ExitCode {
 fn round(options: &Options, seed: u64, seconds: u64) -> Result<usize, String> {
     println!("ledger: {seconds} s with seed {seed}; again: ledger --seconds {seconds} --seed {seed}");
     let (cluster, tables) = scene::start(options.plant.as_ref().map(|plant| plant.name.as_str()))?;
-    let run = Run::new(cluster, tables, seed);
+    let run = Run::new(cluster, tables, seed, options.plant.is_none());
     let begun = Instant::now();
     let mut figures = Figures { drained: 0.0, longest_probe: 0.0 };
     let plant = options.plant.as_ref();

@@ -51,6 +51,8 @@ pub struct Run {
     pub cluster: Cluster,
     pub tables: Vec<Table>,
     pub seed: u64,
+    /// Are there jobs that crash the server? Each takes its time, of which a planted bug has a minute to be found in.
+    pub crashers: bool,
     pub history: History,
     pub events: Mutex<Vec<Event>>,
     violations: Mutex<BTreeMap<Violation, String>>,
@@ -64,11 +66,12 @@ pub struct Run {
 }
 
 impl Run {
-    pub fn new(cluster: Cluster, tables: Vec<Table>, seed: u64) -> Run {
+    pub fn new(cluster: Cluster, tables: Vec<Table>, seed: u64, crashers: bool) -> Run {
         Run {
             cluster,
             tables,
             seed,
+            crashers,
             history: History::default(),
             events: Mutex::default(),
             violations: Mutex::default(),

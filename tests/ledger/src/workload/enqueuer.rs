@@ -61,7 +61,7 @@ impl<'a> Enqueuer<'a> {
 
     fn one(&mut self) -> Submission {
         let mut kind = Kind::choose(&mut self.rng);
-        while kind.name == "deadlock" {
+        while kind.name == "deadlock" || !self.run.crashers && Kind::crashes(kind.name) {
             kind = Kind::choose(&mut self.rng);
         }
         self.of_kind(kind)
