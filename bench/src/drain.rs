@@ -55,18 +55,8 @@ pub fn run(options: &Options, section: &mut Section) {
 
 /// A job table and a queue of the same shapes and indexes, without triggers.
 fn make_limit(scene: &mut Scene) {
-    let owner = server_tests::ident(&scene.app.role);
-    scene.app.sql("CREATE TABLE limit_job (LIKE background_jobs INCLUDING ALL)");
-    scene.administer(
-        "CREATE TABLE public.limit_queue (LIKE background_jobs.queued_job INCLUDING ALL EXCLUDING GENERATED)",
-    );
-    scene.administer(
-        "DO $$ BEGIN
-           EXECUTE (SELECT format('ALTER TABLE public.limit_queue SET (%s)', array_to_string(reloptions, ', '))
-                      FROM pg_class WHERE oid = 'background_jobs.queued_job'::regclass AND reloptions IS NOT NULL);
-         END $$",
-    );
-    scene.administer(&format!("ALTER TABLE public.limit_queue OWNER TO {owner}"));
+    scene.copy_shape("background_jobs", "limit_job");
+    scene.copy_shape("background_jobs.queued_job", "limit_queue");
 }
 
 /// The same jobs drained by the extension and by the one statement, one after the other.

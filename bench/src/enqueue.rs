@@ -22,7 +22,7 @@ pub fn run(options: &Options, section: &mut Section) {
     println!(
         "  with our triggers, and without them in a table of the same shape; a CHECKPOINT before each round; jobs switched off"
     );
-    scene.app.sql("CREATE TABLE plain_job (LIKE background_jobs INCLUDING ALL)");
+    scene.copy_shape("background_jobs", "plain_job");
     for clients in [1, 2, 8] {
         let label = format!("{clients} clients, one row a commit");
         let key = format!("enqueue.{clients}");

@@ -54,6 +54,17 @@ impl<'a> Scene<'a> {
         self.admin.batch_execute(statement).unwrap_or_else(|e| panic!("{statement}: {e:?}"));
     }
 
+    /// Makes an empty table of the application's with the columns, indexes and storage parameters of another, without its triggers.
+    pub fn copy_shape(&mut self, original: &str, copy: &str) {
+        let query = "SELECT coalesce(' WITH (' || array_to_string(reloptions, ', ') || ')', '') FROM pg_class WHERE oid = $1::text::regclass";
+        let row = self.admin.query_one(query, &[&original]).unwrap_or_else(|e| panic!("{query}: {e:?}"));
+        let (options, owner): (String, _) = (row.get(0), server_tests::ident(&self.app.role));
+        self.administer(&format!(
+            "CREATE TABLE public.{copy} (LIKE {original} INCLUDING ALL EXCLUDING GENERATED){options};
+             ALTER TABLE public.{copy} OWNER TO {owner}"
+        ));
+    }
+
     pub fn count(&mut self, query: &str) -> i64 {
         self.admin.query_one(query, &[]).unwrap_or_else(|e| panic!("{query}: {e:?}")).get(0)
     }
