@@ -5,8 +5,10 @@
 //! it to the suspects, each of which the dispatcher of its database charges an attempt, durably, before it strikes it out. A job
 //! that takes the server down ends that way after its last attempt.
 //!
-//! Where a suspect of an earlier crash was among them, it alone is accused, because only one such runs at a time. The others are
-//! bystanders: they are charged if it turns out that the accused cannot be, because somebody had cancelled or finished it.
+//! Where a suspect of an earlier crash was among them, not everybody is accused: an executor that is told to quit because of
+//! another process's crash says so in its place, and those that have not said so were the crash; if that tells nobody from the
+//! others, it is the suspect, of which only one runs at a time. The others are bystanders: they are charged if it turns out that the accused cannot be, because
+//! somebody had cancelled or finished it.
 //!
 //! The file lies beside the statistics files, which a base backup leaves out: a copy of the server accuses nobody.
 //! If it is lost with the machine, nobody is charged.
@@ -15,7 +17,7 @@ use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::mapped_file::MappedFile;
 use crate::pg::shmem::{Cell, shared};
-use crate::protocol;
+use crate::protocol::{self, Witness};
 use crate::shmem::Assignment;
 use pgrx::PgSqlErrorCode;
 use std::ffi::CStr;
@@ -28,6 +30,8 @@ const SOLVED: usize = 64;
 
 const EMPTY: u32 = 0;
 const RUNNING: u32 = 1;
+/// The same, and its process was told to quit because another one had crashed.
+const TOLD: u32 = 2;
 
 /// A job that was running.
 #[derive(Clone, Copy)]
@@ -44,7 +48,7 @@ pub struct Entry {
 }
 
 /// One place. `entry` is written by the place's owner while `state` is EMPTY: an executor for its own place, the postmaster for
-/// all while nobody else is there.
+/// all while nobody else is there. The executor's signal handler makes TOLD of RUNNING.
 #[repr(C)]
 struct Place {
     state: AtomicU32,
@@ -80,7 +84,12 @@ impl Place {
     }
 
     fn get(&self) -> Option<Entry> {
-        (self.state.load(Ordering::SeqCst) == RUNNING).then(|| self.entry.get())
+        (self.state.load(Ordering::SeqCst) != EMPTY).then(|| self.entry.get())
+    }
+
+    fn witness(&self) -> Option<Witness> {
+        let told = self.state.load(Ordering::SeqCst) == TOLD;
+        self.get().map(|entry| Witness { suspect: entry.suspect, told })
     }
 }
 
@@ -103,12 +112,13 @@ pub fn start() {
     if journal.layout.swap(layout, Ordering::SeqCst) != layout {
         journal.executors.iter().chain(&journal.suspects).for_each(Place::clear);
     }
-    let ran: Vec<Entry> = journal.executors.iter().filter_map(Place::get).collect();
-    let again = ran.iter().any(|entry| entry.suspect);
+    let ran: Vec<(Entry, Witness)> =
+        journal.executors.iter().filter_map(|place| Some((place.get()?, place.witness()?))).collect();
+    let all = ran.iter().map(|(_, witness)| *witness);
     let crash = journal.crashes.fetch_add(u32::from(!ran.is_empty()), Ordering::SeqCst).wrapping_add(1);
-    for entry in ran {
+    for (entry, witness) in &ran {
         if let Some(free) = journal.suspects.iter().find(|place| place.get().is_none()) {
-            free.set(Entry { crash, bystander: !protocol::is_accused(entry.suspect, again), ..entry });
+            free.set(Entry { crash, bystander: !protocol::is_accused(*witness, all.clone()), ..*entry });
         }
     }
     journal.executors.iter().for_each(Place::clear);
@@ -118,6 +128,14 @@ pub fn start() {
 pub fn begin(index: usize, entry: Entry) {
     if let Some(journal) = FILE.get() {
         journal.executors[index].set(entry);
+    }
+}
+
+/// Executor number `index` is told to quit because another process has crashed. Safe in a signal handler.
+pub fn told_to_quit(index: usize) {
+    if let Some(journal) = FILE.get() {
+        let state = &journal.executors[index].state;
+        let _ = state.compare_exchange(RUNNING, TOLD, Ordering::SeqCst, Ordering::SeqCst);
     }
 }
 

@@ -286,8 +286,47 @@ pub fn on_rescue(state: ClaimState, began: bool, evicted: bool) -> Rescue {
     }
 }
 
-/// Is a job that ran at a crash suspected of it? `suspect`: it was suspected of an earlier one. `again`: some such job ran. A
-/// suspect runs as the only one of its kind, so when the server crashed again, it was that one.
-pub fn is_accused(suspect: bool, again: bool) -> bool {
-    suspect || !again
+/// A job that ran at a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Witness {
+    /// It was suspected of an earlier crash. Such jobs run one at a time.
+    pub suspect: bool,
+    /// Its process was told to quit because another one had crashed.
+    pub told: bool,
+}
+
+/// Is a job that ran at a crash suspected of it? `all`: who ran. Of the first crash everybody is; when a suspect was among them, it
+/// is those whose processes ended by themselves while others were told to. If that tells nobody from the others (some other process
+/// has crashed, or the postmaster, whose children nobody tells), it is the suspect.
+pub fn is_accused(job: Witness, all: impl Iterator<Item = Witness> + Clone) -> bool {
+    let any = |what: fn(&Witness) -> bool| all.clone().any(|one| what(&one));
+    if !any(|one| one.suspect) {
+        true
+    } else if any(|one| one.told) && any(|one| !one.told) {
+        !job.told
+    } else {
+        job.suspect
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_crash_beside_a_suspect_those_are_accused_whose_processes_ended_by_themselves() {
+        let accused = |all: &[(bool, bool)]| -> Vec<bool> {
+            let all: Vec<Witness> =
+                all.iter().map(|(suspect, told)| Witness { suspect: *suspect, told: *told }).collect();
+            all.iter().map(|job| is_accused(*job, all.iter().copied())).collect()
+        };
+        let (suspect, told) = (true, true);
+        // Without a suspect, everybody.
+        assert_eq!(accused(&[(!suspect, told), (!suspect, !told)]), [true, true]);
+        assert_eq!(accused(&[(suspect, told), (!suspect, !told), (!suspect, told)]), [false, true, false]);
+        assert_eq!(accused(&[(suspect, !told), (!suspect, told)]), [true, false]);
+        // Some other process, or the postmaster.
+        assert_eq!(accused(&[(suspect, told), (!suspect, told)]), [true, false]);
+        assert_eq!(accused(&[(suspect, !told), (!suspect, !told)]), [true, false]);
+    }
 }

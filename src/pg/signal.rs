@@ -12,6 +12,7 @@ mod handlers {
         pub fn die(signal: c_int);
         pub fn StatementCancelHandler(signal: c_int);
         pub fn SignalHandlerForConfigReload(signal: c_int);
+        pub fn SignalHandlerForCrashExit(signal: c_int);
     }
 }
 
@@ -21,6 +22,7 @@ use pg_sys::pqsignal;
 use pg_sys::pqsignal_be as pqsignal;
 
 static WANTED: OnceLock<fn() -> bool> = OnceLock::new();
+static LAST_WORDS: OnceLock<fn()> = OnceLock::new();
 
 unsafe extern "C-unwind" fn on_interrupt(_signal: c_int) {
     // SAFETY: sets flags of this process and its latch, which is what signal handlers of the server do; `wanted`
@@ -32,6 +34,22 @@ unsafe extern "C-unwind" fn on_interrupt(_signal: c_int) {
             pg_sys::SetLatch(pg_sys::MyLatch);
         }
     }
+}
+
+unsafe extern "C-unwind" fn on_quit(signal: c_int) {
+    if let Some(f) = LAST_WORDS.get() {
+        f();
+    }
+    // SAFETY: what the server does itself at this signal: it ends the process, and nothing else.
+    unsafe { handlers::SignalHandlerForCrashExit(signal) };
+}
+
+/// Calls `f` when the process is told to end at once, because another one has crashed or the server is stopped immediately. It runs in a
+/// signal handler: atomics only.
+pub fn at_quit(f: fn()) {
+    LAST_WORDS.get_or_init(|| f);
+    // SAFETY: the handler is as short as the server's own, which it calls.
+    unsafe { pqsignal(libc::SIGQUIT, Some(on_quit)) };
 }
 
 /// Installs the handlers of a worker and unblocks its signals.

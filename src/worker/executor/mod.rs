@@ -92,6 +92,11 @@ pub fn main(argument: u64) {
     }
     SLOT.set(Some((index, slot)));
     bgworker::at_exit(leave);
+    signal::at_quit(|| {
+        if let Some((index, _)) = SLOT.get() {
+            journal::told_to_quit(index);
+        }
+    });
     let (database, owner) = (slot.database.load(Ordering::Acquire), slot.owner.load(Ordering::Acquire));
     if shmem::is_blocked(database) {
         return;

@@ -1,14 +1,32 @@
 //! Disasters: processes that end, the server that crashes or is stopped.
 
-use crate::protocol;
-use crate::state::{Life, Slot, State};
+use crate::protocol::{self, Witness};
+use crate::state::{Life, Place, Slot, State};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Crash {
+    /// This executor has crashed, and the others are told to quit.
+    Of(Place),
+    /// Some other process has.
+    Other,
+    /// The postmaster has, and nobody tells anybody.
+    Postmaster,
+    /// In good order: not a crash.
+    Stop,
+}
 
 /// The whole server goes down, and comes up again: shared memory and what was not committed are gone. The journal stays
 /// (`journal::start`); after a stop in good order it is empty.
-pub fn crash(state: &mut State, in_good_order: bool) {
-    let again = state.slots.iter().filter_map(|slot| slot.journal).any(|entry| entry.suspect);
-    for slot in std::mem::replace(&mut state.slots, [Slot::new(), Slot::new()]) {
-        let entry = slot.journal.filter(|entry| !in_good_order && protocol::is_accused(entry.suspect, again));
+pub fn crash(state: &mut State, how: Crash) {
+    let told = |place| how == Crash::Other || matches!(how, Crash::Of(culprit) if culprit != place);
+    let witness =
+        |place: Place, slot: &Slot| slot.journal.map(|entry| Witness { suspect: entry.suspect, told: told(place) });
+    let all: Vec<Witness> = state.slots.iter().enumerate().filter_map(|(place, slot)| witness(place, slot)).collect();
+    let accused = |place: Place, slot: &Slot| {
+        witness(place, slot).is_some_and(|witness| protocol::is_accused(witness, all.iter().copied()))
+    };
+    for (place, slot) in std::mem::replace(&mut state.slots, [Slot::new(), Slot::new()]).into_iter().enumerate() {
+        let entry = slot.journal.filter(|_| how != Crash::Stop && accused(place, &slot));
         match (entry, slot.mailbox.get(slot.passed)) {
             (Some(entry), _) => state.accused.push(entry),
             // Innocent; or its executor was terminated, and the crash came before that was charged.

@@ -4,7 +4,7 @@ use crate::client::{self, Statement, Told};
 use crate::dispatcher::{self, Move};
 use crate::drain::Memory;
 use crate::executor::{self, Failure};
-use crate::faults;
+use crate::faults::{self, Crash};
 use crate::history::History;
 use crate::properties;
 use crate::protocol::Flags;
@@ -67,8 +67,7 @@ pub enum Action {
     TimeOut(Place),
     KillExecutor(Place),
     KillDispatcher,
-    Crash,
-    Stop,
+    Crash(Crash),
 }
 
 pub struct Machine {
@@ -159,10 +158,12 @@ impl Machine {
             actions.push(Action::KillDispatcher);
         }
         if budget.crashes > 0 {
-            actions.push(Action::Crash);
+            let ran = |place: &Place| state.slots[*place].journal.is_some();
+            let of_executors = (0..self.scope.executors).filter(ran).map(Crash::Of);
+            actions.extend([Crash::Other, Crash::Postmaster].into_iter().chain(of_executors).map(Action::Crash));
         }
         if budget.stops > 0 {
-            actions.push(Action::Stop);
+            actions.push(Action::Crash(Crash::Stop));
         }
     }
 
@@ -174,8 +175,8 @@ impl Machine {
             Action::Fail(..) | Action::Refuse { .. } | Action::TimeOut(_) => budget.failures -= 1,
             Action::KillExecutor(_) => budget.kills -= 1,
             Action::KillDispatcher => budget.dispatchers -= 1,
-            Action::Crash => budget.crashes -= 1,
-            Action::Stop => budget.stops -= 1,
+            Action::Crash(Crash::Stop) => budget.stops -= 1,
+            Action::Crash(_) => budget.crashes -= 1,
             _ => {}
         }
         match action {
@@ -191,8 +192,7 @@ impl Machine {
             Action::TimeOut(place) => dispatcher::time_out(state, place),
             Action::KillExecutor(place) => executor::terminate(state, place),
             Action::KillDispatcher => state.dispatcher = None,
-            Action::Crash => faults::crash(state, false),
-            Action::Stop => faults::crash(state, true),
+            Action::Crash(how) => faults::crash(state, how),
         }
     }
 }

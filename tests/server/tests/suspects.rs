@@ -4,7 +4,8 @@
 //! A database is kept from its suspects by the setting that says where jobs run, and a row is kept locked across a crash by a
 //! prepared transaction: so the order of events is the test's.
 
-use server_tests::{App, Cluster, Uuid, json};
+use server_tests::wait::yes;
+use server_tests::{App, Cluster, Signal, Uuid, json};
 
 fn cluster() -> Cluster {
     Cluster::builder()
@@ -13,6 +14,7 @@ fn cluster() -> Cluster {
         // Who is cancelled here is still running when the server crashes.
         .conf("background_jobs.cancel_grace", "60s")
         .conf("max_prepared_transactions", "2")
+        .allow_in_log("was terminated by signal 9")
         .start()
 }
 
@@ -102,6 +104,27 @@ impl<'a> Scene<'a> {
     fn may_run_there(&self) {
         self.here.cluster.set("background_jobs.databases", "*");
     }
+}
+
+#[test]
+fn a_job_whose_process_crashes_beside_a_suspect_is_charged_and_the_suspect_is_not() {
+    let cluster = cluster();
+    let mut app = application(&cluster, "culprit");
+    let innocent = suspect(&mut app);
+    app.handler("fatal", "PERFORM reach(2); PERFORM await_gate('never'); RETURN NULL;");
+    let culprit = app.submit("fatal", json!({}));
+    app.wait_reached(2);
+    let executor: i32 = app.one("SELECT pid FROM background_jobs.workers WHERE job_id = $1", &[&culprit]);
+    cluster.kill(executor.cast_unsigned(), Signal::SIGKILL);
+    cluster.wait_until("the server to notice", || yes(app.client.batch_execute("SELECT 1").is_err()));
+    cluster.wait_until("the server to be back", || {
+        app.client = cluster.try_connect(&app.database, &app.role).map_err(|e| e.to_string())?;
+        Ok(())
+    });
+    wait_charged(&mut app, culprit, 1);
+    // Both are suspects now, and run one after the other.
+    app.execute("UPDATE background_jobs SET cancelled = true WHERE id = $1", &[&culprit]);
+    check_ends(&mut app, innocent, 2);
 }
 
 #[test]
