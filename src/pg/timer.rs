@@ -14,9 +14,16 @@ const CLOCKS: Duration = Duration::from_micros(100);
 /// Any number beyond the server's own alarms asks for one that is free.
 const SOME_TIMEOUT: c_int = 1000;
 
+/// An alarm of our own, and what it calls.
+#[derive(Clone, Copy)]
+struct Reminder {
+    id: c_int,
+    call: fn(),
+}
+
 thread_local! {
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
-    static REMINDER: Cell<Option<(c_int, fn())>> = const { Cell::new(None) };
+    static REMINDER: Cell<Option<Reminder>> = const { Cell::new(None) };
 }
 
 unsafe extern "C-unwind" {
@@ -45,25 +52,25 @@ pub fn fired() -> bool {
 pub fn register_reminder(f: fn()) {
     // SAFETY: once in a process, whose alarms the server has set up before its main function.
     let id = unsafe { RegisterTimeout(SOME_TIMEOUT, on_reminder) };
-    REMINDER.set(Some((id, f)));
+    REMINDER.set(Some(Reminder { id, call: f }));
 }
 
 unsafe extern "C-unwind" fn on_reminder() {
-    if let Some((_, f)) = REMINDER.get() {
-        f();
+    if let Some(reminder) = REMINDER.get() {
+        (reminder.call)();
     }
 }
 
 /// Calls what was registered in `delay` from now (at least a millisecond), whatever runs then; it interrupts nothing.
 pub fn remind(delay: Duration) {
-    if let Some((id, _)) = REMINDER.get() {
+    if let Some(Reminder { id, .. }) = REMINDER.get() {
         // SAFETY: the alarm was registered. The functions neither raise errors nor unwind.
         unsafe { enable_timeout_after(id, delay.as_millis().max(1) as c_int) };
     }
 }
 
 pub fn forget_reminder() {
-    if let Some((id, _)) = REMINDER.get() {
+    if let Some(Reminder { id, .. }) = REMINDER.get() {
         // SAFETY: as above.
         unsafe { disable_timeout(id, false) };
     }
