@@ -84,6 +84,16 @@ pub fn subtransaction<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> R
     result
 }
 
+/// Are the subtransactions that have written something still few enough for others to find them in shared memory, and will those
+/// of one more job be? Beyond that every snapshot of the server's has to look for them elsewhere.
+pub fn subtransactions_are_cached() -> bool {
+    // A job has one, and as many as its handler catches errors in.
+    const ONE_JOB: u32 = 8;
+    // SAFETY: the state of this backend, which nobody else writes.
+    let status = unsafe { (*pg_sys::MyProc).subxidStatus };
+    !status.overflowed && u32::from(status.count) + ONE_JOB <= pg_sys::PGPROC_MAX_CACHED_SUBXIDS
+}
+
 /// When a transaction of this process ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum End {

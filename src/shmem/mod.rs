@@ -12,7 +12,7 @@ mod waiter;
 mod writer;
 
 pub use database::{DatabaseSlot, Exit, NOTES, Note};
-pub use executor::{Action, Assignment, ClaimState, ExecutorSlot, Interrupt, Name, REFUSED, SlotState};
+pub use executor::{Action, Assignment, BATCH, ClaimState, ExecutorSlot, Interrupt, Name, REFUSED, SlotState};
 pub use waiter::WaiterSlot;
 pub use writer::WriterSlot;
 

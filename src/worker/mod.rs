@@ -15,6 +15,9 @@ pub const DISPATCHER: &str = "background_jobs dispatcher";
 pub const EXECUTOR: &str = "background_jobs executor";
 pub const PROGRESS_WRITER: &str = "background_jobs progress writer";
 
+/// A handler whose runs take less than this on average is short: its jobs may wait behind others, and share a commit.
+pub const SHORT: Duration = Duration::from_millis(1);
+
 /// What a worker wants after a tick.
 pub enum Next {
     /// Sleep until woken, or for that long.

@@ -10,13 +10,17 @@ use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::pg::clock;
 use crate::protocol;
-use crate::shmem::{self, Assignment, ExecutorSlot, SlotState};
+use crate::shmem::{self, Assignment, BATCH, ExecutorSlot, SlotState};
+use crate::worker::SHORT;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Waiting jobs in a mailbox at most.
-const DEPTH: usize = 64;
+/// Jobs in a mailbox at most: a batch that runs, and one behind it.
+const DEPTH: usize = 2 * BATCH;
+
+/// How long a short job waits in a mailbox, if all before it are like it.
+const WAIT: Duration = Duration::from_millis(20);
 
 /// An executor that has been at one job for so long is given no more behind it.
 pub const BUSY: Duration = Duration::from_millis(10);
@@ -32,7 +36,17 @@ impl Pace {
     }
 
     fn is_short(&self, lane: &LaneKey) -> bool {
-        self.0.get(&(lane.table, lane.handler.clone())).is_some_and(|mean| *mean < 1000)
+        self.depth(lane) > 0
+    }
+
+    /// Behind how many others a job may wait in a mailbox.
+    fn depth(&self, lane: &LaneKey) -> usize {
+        match self.0.get(&(lane.table, lane.handler.clone())) {
+            Some(mean) if u128::from(*mean) < SHORT.as_micros() => {
+                DEPTH.min((WAIT.as_micros() / u128::from(*mean).max(1)) as usize)
+            }
+            _ => 0,
+        }
     }
 }
 
@@ -80,7 +94,7 @@ impl Dispatcher {
         for assignment in std::mem::take(&mut self.restarts) {
             let owner = self.tables.get(&assignment.table).filter(|table| table.runnable).map(|table| table.owner);
             let Some(owner) = owner.filter(|_| !self.claims.contains_key(&assignment.job())) else { continue };
-            let handed = self.room(owner, false).and_then(|executor| {
+            let handed = self.room(owner, 0).and_then(|executor| {
                 let slot = &shmem::executors()[executor];
                 slot.hand(&assignment).map(|number| (executor, number, slot))
             });
@@ -150,8 +164,8 @@ impl Dispatcher {
         let Some(key) = candidate else { return false };
         // A suspect has an executor to itself.
         let suspect = key.timing == Timing::Quarantine;
-        let short = !suspect && self.roster.pace.is_short(&key);
-        let Some(executor) = self.room(owner, short) else { return false };
+        let depth = if suspect { 0 } else { self.roster.pace.depth(&key) };
+        let Some(executor) = self.room(owner, depth) else { return false };
         let number = shmem::executors()[executor].handed();
         if suspect && !shmem::header().reserve_suspect(executor, number) {
             return false;
@@ -192,8 +206,8 @@ impl Dispatcher {
         }
     }
 
-    /// The executor of this owner that has most room for one more job.
-    fn room(&self, owner: u32, short: bool) -> Option<usize> {
+    /// The executor of this owner that has most room for one more job, which may wait behind `depth` others.
+    fn room(&self, owner: u32, depth: usize) -> Option<usize> {
         shmem::executors()
             .iter()
             .enumerate()
@@ -201,7 +215,7 @@ impl Dispatcher {
             .filter(|(_, slot)| slot.room() > 0)
             .map(|(index, slot)| (slot.outstanding(), index, slot))
             .filter(|(waiting, _, slot)| {
-                *waiting == 0 || (short && *waiting < DEPTH && busy_for(slot) < BUSY && self.is_shortly_free(slot))
+                *waiting == 0 || (*waiting < depth && busy_for(slot) < BUSY && self.is_shortly_free(slot))
             })
             .min_by_key(|(waiting, ..)| *waiting)
             .map(|(_, index, _)| index)

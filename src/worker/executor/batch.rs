@@ -15,15 +15,11 @@ use crate::pg::timer;
 use crate::pg::xact;
 use crate::planted::{self, Bug};
 use crate::protocol::{self, Sight};
-use crate::shmem::{Assignment, ClaimState, ExecutorSlot, REFUSED};
+use crate::shmem::{Assignment, BATCH, ClaimState, ExecutorSlot, REFUSED};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-
-/// Jobs that share a commit at most; with two writing subtransactions in a failing job this stays below the number at
-/// which the server's subtransaction cache overflows.
-pub const LIMIT: usize = 32;
 
 /// Payload bytes that a batch holds at most, unless a single one is larger.
 const PAYLOADS: usize = 4 << 20;
@@ -67,7 +63,7 @@ enum Loaded {
 
 /// False: nothing was done, because the session is not what jobs of its owner's may run in.
 pub fn process(executor: &mut Executor, numbers: Range<u64>) -> bool {
-    let numbers: Vec<u64> = numbers.take(LIMIT).collect();
+    let numbers: Vec<u64> = numbers.take(BATCH).collect();
     let loaded = load(executor, &numbers);
     executor.clean = false;
     let loaded = match loaded {

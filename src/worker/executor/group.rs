@@ -6,7 +6,7 @@
 //! constraint): every job of the group runs again alone, and whoever is to blame fails alone.
 
 use super::attempt::{self, Company};
-use super::batch::{Job, LIMIT};
+use super::batch::Job;
 use super::outcome::Ended;
 use super::row::{self, Returned};
 use super::settle::Run;
@@ -81,12 +81,13 @@ impl Group {
     fn run(&mut self, executor: &mut Executor, jobs: &mut [Job]) {
         let others = jobs.len() > 1;
         let durability = jobs[0].handler.definition.synchronous_commit.clone();
-        for job in jobs.iter_mut().take(LIMIT) {
+        for job in jobs {
             let shares = Shares::of(executor, job, others);
             let left = self.first_finished.map(|time| COMPANY.saturating_sub(time.elapsed()));
             let joins = shares != Shares::Nothing
                 && job.handler.definition.synchronous_commit == durability
-                && left.is_none_or(|left| !left.is_zero());
+                && left.is_none_or(|left| !left.is_zero())
+                && xact::subtransactions_are_cached();
             if !self.runs.is_empty() && !joins {
                 break;
             }

@@ -1,11 +1,9 @@
 //! How long handlers take, which decides whose jobs may share a commit.
 
 use super::batch::Job;
+use crate::worker::SHORT;
 use std::collections::HashMap;
 use std::time::Duration;
-
-/// A handler whose runs take less than this on average is short.
-const SHORT: Duration = Duration::from_millis(1);
 
 /// How long handlers take: a moving average per handler.
 #[derive(Default)]
