@@ -19,8 +19,6 @@ pub struct Statements {
     pub look: Statement,
     /// $1 ids -> finished, payload, tid, id
     pub load_many: Statement,
-    /// $1 tids -> as `load_many`, of the rows that are there now, whosever they are; none for partitions
-    pub load_by_tid: Option<Statement>,
     /// $1 id, $2 result, $3 attempts, $4 started_at, $5 finished_at, $6 the progress that was reported
     pub complete: Statement,
     /// $1 ids, $2 results, $3 attempts, $4 started_at, $5 finished_at: several at once
@@ -85,23 +83,19 @@ impl Statements {
         // Partitions may have finished rows of the same id.
         let partitioned = table.kind == 'p';
         let unfinished_first = if partitioned { " ORDER BY 1" } else { "" };
-        let load_many = |from: &str, key: &str, keys: pg_sys::Oid| {
-            Statement::new(
-                format!(
-                    "SELECT NOT ({UNFINISHED}), payload, ctid, id FROM {from} \
-                      WHERE {key} OPERATOR(pg_catalog.=) ANY ($1){unfinished_first}"
-                ),
-                &[keys],
-            )
-        };
         Self {
             plain: is_plain(table),
             look: Statement::new(
                 format!("SELECT NOT ({UNFINISHED}) FROM {name} WHERE {own}{unfinished_first}"),
                 &[pg_sys::UUIDOID],
             ),
-            load_many: load_many(&name, "id", pg_sys::UUIDARRAYOID),
-            load_by_tid: (!partitioned).then(|| load_many(&format!("ONLY {name}"), "ctid", pg_sys::TIDARRAYOID)),
+            load_many: Statement::new(
+                format!(
+                    "SELECT NOT ({UNFINISHED}), payload, ctid, id FROM {name} \
+                      WHERE id OPERATOR(pg_catalog.=) ANY ($1){unfinished_first}"
+                ),
+                &[pg_sys::UUIDARRAYOID],
+            ),
             complete: finish("1"),
             complete_many: Statement::new(
                 complete_many("$5", "unnest($1, $2, $3, $4) ended(id, result, attempts, started_at)"),

@@ -1,6 +1,8 @@
 //! Rows of the extension's own tables, written without SQL: no plan, no settings, no switch of user, because below SQL nobody
 //! asks for privileges. For tables without triggers, constraints but NOT NULL, expressions and generated columns only.
 
+use crate::pg::place::fetch;
+pub use crate::pg::place::Row;
 use crate::pg::spi::item_pointer;
 use pgrx::itemptr::{item_pointer_get_both, item_pointer_to_u64};
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -31,22 +33,6 @@ impl Key {
         // SAFETY: the equality functions take values of the types that the variants name.
         unsafe { pg_sys::ScanKeyInit(&mut key, column, equal, function.into(), value) };
         key
-    }
-}
-
-/// A row while it is looked at.
-pub struct Row {
-    tuple: pg_sys::HeapTuple,
-    descriptor: pg_sys::TupleDesc,
-}
-
-impl Row {
-    /// The value of a column, by its number.
-    pub fn get(&self, column: i32) -> Option<Datum> {
-        let mut null = false;
-        // SAFETY: tuple and descriptor belong together and are alive.
-        let value = unsafe { pg_sys::heap_getattr(self.tuple, column, self.descriptor, &mut null) };
-        (!null).then_some(value)
     }
 }
 
@@ -132,7 +118,7 @@ impl Table {
         // SAFETY: the table is open and has this block; the tuple is used while its buffer is pinned. After an error the
         // transaction's abort lets go of it.
         unsafe {
-            if !fetch(self.relation, &mut tuple, &mut buffer) {
+            if !fetch(self.relation, &raw mut pg_sys::SnapshotSelfData, &mut tuple, &mut buffer) {
                 return Deleted::No;
             }
             let deleted = self.delete_if(&Row { tuple: &raw mut tuple, descriptor: (*self.relation).rd_att }, matches);
@@ -245,21 +231,6 @@ impl Table {
             }
         }
         unique
-    }
-}
-
-/// Reads the newest version at a tid that is committed or our own, and pins its buffer.
-///
-/// # Safety
-/// The relation is an open table, the tuple says which row, and its block exists.
-unsafe fn fetch(relation: pg_sys::Relation, tuple: &mut pg_sys::HeapTupleData, buffer: &mut pg_sys::Buffer) -> bool {
-    // SAFETY: the snapshot is a constant of the server.
-    unsafe {
-        let snapshot = &raw mut pg_sys::SnapshotSelfData;
-        #[cfg(feature = "pg14")]
-        return pg_sys::heap_fetch(relation, snapshot, tuple, buffer);
-        #[cfg(not(feature = "pg14"))]
-        pg_sys::heap_fetch(relation, snapshot, tuple, buffer, false)
     }
 }
 

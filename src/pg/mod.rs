@@ -18,6 +18,7 @@ pub mod latch;
 pub mod lwlock;
 pub mod mapped_file;
 pub mod memory;
+pub mod place;
 pub mod relation;
 pub mod role;
 pub mod session;

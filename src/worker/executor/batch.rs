@@ -6,16 +6,18 @@ use crate::job::{JobId, Tid};
 use crate::job_table::Statements;
 use crate::pg::error::forget_cancel;
 use crate::pg::guc;
-use crate::pg::memory::HeldDatum;
+use crate::pg::memory::{HeldDatum, hold_varlena};
+use crate::pg::place::Places;
 use crate::pg::relation::Lock;
 use crate::pg::role;
 use crate::pg::session;
-use crate::pg::spi::{self, Rows};
+use crate::pg::spi;
 use crate::pg::timer;
 use crate::pg::xact;
 use crate::planted::{self, Bug};
-use crate::protocol::{self, Sight};
+use crate::protocol::{self, Flags, Sight};
 use crate::shmem::{Assignment, BATCH, ClaimState, ExecutorSlot, REFUSED};
+use pgrx::pg_sys::Datum;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
@@ -167,20 +169,20 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
     // After the lock: a rewrite of the table by whoever had it before leaves older snapshots an empty table.
     xact::with_latest_snapshot(|| {
         spi::connect(|| {
-            let found = Found::read(&statements, jobs);
+            let found = Found::read(table, &statements, jobs);
             for ((number, assignment), handler) in jobs.iter().zip(handlers) {
-                let row = found.get(&assignment.id);
-                let sight = protocol::on_load(row.and_then(|(rows, row)| rows.get(row, 1)));
+                let row = found.0.get(&assignment.id);
+                let sight = protocol::on_load(row.map(|seen| seen.finished));
                 let one = match (handler, sight) {
                     (None, _) => Loaded::Refused(*number),
                     (_, Sight::Missing) => Loaded::Missing(*number, *assignment),
                     (_, Sight::Finished) => Loaded::Obsolete(*number, *assignment),
                     (Some(handler), Sight::Open) => {
                         // A NULL, in a table that allows it, is a JSON null to the handler.
-                        let payload = row.and_then(|(rows, row)| rows.hold(row, 2, &executor.memory));
+                        let payload = row.and_then(|seen| seen.payload).map(|datum| hold_varlena(datum, &executor.memory));
                         let payload = payload.unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
                         *bytes += payload.size();
-                        let tid = row.map_or(0, |(rows, row)| rows.tid(row, 3));
+                        let tid = row.map_or(0, |seen| seen.tid);
                         Loaded::Ready(Job::new(*number, *assignment, handler, payload, tid))
                     }
                 };
@@ -193,46 +195,54 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
     });
 }
 
-/// What was read of the rows of jobs, by their ids.
-struct Found {
-    rows: Vec<Rows>,
-    by_id: HashMap<JobId, (usize, usize)>,
+/// A job's row, as long as SPI is connected.
+struct Seen {
+    finished: bool,
+    /// Not read yet if it lies outside of the row.
+    payload: Option<Datum>,
+    tid: Tid,
 }
 
+/// What was read of the rows of jobs, by their ids.
+struct Found(HashMap<JobId, Seen>);
+
 impl Found {
-    /// Payloads that lie outside of the rows are not read yet.
-    fn read(statements: &Statements, jobs: &[Numbered]) -> Self {
-        let mut found = Self { rows: Vec::new(), by_id: HashMap::with_capacity(jobs.len()) };
-        // A plan that was made when the table was small would read all of it when it is not.
-        guc::nested(|| {
-            guc::set_local(c"enable_seqscan", "off");
-            guc::set_local(c"enable_tidscan", "on");
-            // Or it would be planned anew each time, for as many rows as it is given.
-            guc::set_local(c"plan_cache_mode", "force_generic_plan");
-            if let Some(by_tid) = &statements.load_by_tid {
-                let tids = jobs.iter().map(|(_, assignment)| assignment.row_tid);
-                found.add(by_tid.read(&[spi::tids(tids)], 0));
+    fn read(table: u32, statements: &Statements, jobs: &[Numbered]) -> Self {
+        let mut found = Self(HashMap::with_capacity(jobs.len()));
+        found.look_where_they_were(table, jobs);
+        let moved = |(_, assignment): &&Numbered| !found.0.contains_key(&assignment.id);
+        let moved: Vec<&JobId> = jobs.iter().filter(moved).map(|(_, assignment)| &assignment.id).collect();
+        if !moved.is_empty() {
+            // A plan that was made when the table was small would read all of it when it is not.
+            let rows = guc::nested(|| {
+                guc::set_local(c"enable_seqscan", "off");
+                // Or it would be planned anew each time, for as many rows as it is given.
+                guc::set_local(c"plan_cache_mode", "force_generic_plan");
+                statements.load_many.read(&[spi::uuids(moved.into_iter())], 0)
+            });
+            for row in 0..rows.processed {
+                if let (Some(id), Some(finished)) = (rows.uuid(row, 4), rows.get(row, 1)) {
+                    let seen = || Seen { finished, payload: rows.datum(row, 2), tid: rows.tid(row, 3) };
+                    found.0.entry(id).or_insert_with(seen);
+                }
             }
-            let moved = |(_, assignment): &&Numbered| !found.by_id.contains_key(&assignment.id);
-            let moved: Vec<&JobId> = jobs.iter().filter(moved).map(|(_, assignment)| &assignment.id).collect();
-            if !moved.is_empty() {
-                found.add(statements.load_many.read(&[spi::uuids(moved.into_iter())], 0));
-            }
-        });
+        }
         found
     }
 
-    fn add(&mut self, rows: Rows) {
-        for row in 0..rows.processed {
-            if let Some(id) = rows.uuid(row, 4) {
-                self.by_id.entry(id).or_insert((self.rows.len(), row));
+    /// Most rows are where they were when their jobs were submitted.
+    fn look_where_they_were(&mut self, table: u32, jobs: &[Numbered]) {
+        let Some(places) = Places::open(table.into()) else { return };
+        let [id, payload, completed, cancelled] =
+            [c"id", c"payload", c"completed", c"cancelled"].map(|name| places.column(name));
+        for (_, assignment) in jobs {
+            let Some(row) = places.read(assignment.row_tid) else { continue };
+            if row.uuid(id) == Some(assignment.id) {
+                let flags = Flags { completed: row.flag(completed), cancelled: row.flag(cancelled) };
+                let seen = Seen { finished: !flags.is_open(), payload: row.get(payload), tid: assignment.row_tid };
+                self.0.insert(assignment.id, seen);
             }
         }
-        self.rows.push(rows);
-    }
-
-    fn get(&self, id: &JobId) -> Option<(&Rows, usize)> {
-        self.by_id.get(id).map(|(rows, row)| (&self.rows[*rows], *row))
     }
 }
 
