@@ -28,7 +28,7 @@
 //!      -> dispatcher: takes the job from the note or reads the lane (dispatcher::lane), picks an executor (dispatcher::assign)
 //!         -> mailbox, latch
 //!   -> executor: loads the payload (executor::batch), runs the handler in a subtransaction (executor::attempt),
-//!      completes the row and deletes the queue's row (executor::row), alone or with other short jobs (executor::group)
+//!      completes the row and deletes the queue's row, alone (executor::row) or with other short jobs (executor::together)
 //!      -> COMMIT -> claim done, latch (executor::settle)
 //!         '-> set_progress -> slot -> progress writer -> UPDATE progress, in a transaction of its own
 //! ```
@@ -43,7 +43,8 @@
 //! handed over (`Roster::book`), so that nothing is handed out twice.
 //!
 //! Where the two rows lie is told along the way (`job::Tid`), which saves three walks down an index for each job. It is a hint:
-//! whoever goes there looks whether it is the right row, and else looks for the id.
+//! whoever goes there looks whether it is the right row, and else looks for the id. Where nothing of the owner's is to run, and
+//! no policy or privilege is in the way, rows are read and a batch's are completed there below SQL (`pg::place`).
 //!
 //! # Shared memory
 //!

@@ -7,6 +7,7 @@ use crate::pg::spi::Statement;
 use crate::planted::{self, Bug};
 use crate::protocol::UNFINISHED;
 use pgrx::pg_sys;
+use std::ffi::CStr;
 
 /// The prepared statements for one table under one name and with one set of options.
 pub struct Statements {
@@ -23,8 +24,6 @@ pub struct Statements {
     pub complete: Statement,
     /// $1 ids, $2 results, $3 attempts, $4 started_at, $5 finished_at: several at once
     pub complete_many: Statement,
-    /// $1 tids and then as `complete_many`: the rows that are where they were
-    pub complete_by_tid: Statement,
     /// as `complete`; leaves the progress where the attempt got to
     pub fail: Statement,
     /// $1 id
@@ -32,15 +31,6 @@ pub struct Statements {
     /// $1 id, $2 progress
     pub flush: Statement,
 }
-
-/// Ids, results, attempts, started_at; finished_at.
-const MANY: [pg_sys::Oid; 5] = [
-    pg_sys::UUIDARRAYOID,
-    pg_sys::JSONBARRAYOID,
-    pg_sys::INT4ARRAYOID,
-    pg_sys::TIMESTAMPTZARRAYOID,
-    pg_sys::TIMESTAMPTZOID,
-];
 
 impl Statements {
     pub fn new(table: &Relation, options: &Options) -> Self {
@@ -52,17 +42,8 @@ impl Statements {
         };
         let times = written([("attempts", "$3"), ("started_at", "$4"), ("finished_at", "$5")]);
         let guard = if planted::is(Bug::NoCancelGuard) { "completed IS NOT TRUE" } else { UNFINISHED };
-        let complete_many = |finished_at: &str, from: &str| {
-            let times = written([
-                ("attempts", "ended.attempts"),
-                ("started_at", "ended.started_at"),
-                ("finished_at", finished_at),
-            ]);
-            format!(
-                "UPDATE {name} job SET completed = true, progress = 1, result = ended.result{times} FROM {from} \
-                  WHERE job.id OPERATOR(pg_catalog.=) ended.id AND {guard}"
-            )
-        };
+        let times_of_many =
+            written([("attempts", "ended.attempts"), ("started_at", "ended.started_at"), ("finished_at", "$5")]);
         let finish = |progress: &str| {
             Statement::new(
                 format!(
@@ -98,13 +79,18 @@ impl Statements {
             ),
             complete: finish("1"),
             complete_many: Statement::new(
-                complete_many("$5", "unnest($1, $2, $3, $4) ended(id, result, attempts, started_at)"),
-                &MANY,
-            ),
-            complete_by_tid: Statement::new(
-                complete_many("$6", "unnest($1, $2, $3, $4, $5) ended(tid, id, result, attempts, started_at)")
-                    + " AND job.ctid OPERATOR(pg_catalog.=) ended.tid",
-                &[&[pg_sys::TIDARRAYOID], &MANY[..]].concat(),
+                format!(
+                    "UPDATE {name} job SET completed = true, progress = 1, result = ended.result{times_of_many} \
+                       FROM unnest($1, $2, $3, $4) ended(id, result, attempts, started_at) \
+                      WHERE job.id OPERATOR(pg_catalog.=) ended.id AND {guard}"
+                ),
+                &[
+                    pg_sys::UUIDARRAYOID,
+                    pg_sys::JSONBARRAYOID,
+                    pg_sys::INT4ARRAYOID,
+                    pg_sys::TIMESTAMPTZARRAYOID,
+                    pg_sys::TIMESTAMPTZOID,
+                ],
             ),
             // Below 1, whatever a client has written there: see `protocol::FAILED`.
             fail: finish(
@@ -129,6 +115,11 @@ impl Statements {
             name,
             options: options.clone(),
         }
+    }
+
+    /// Has the table this optional column, to be written by us?
+    pub fn writes(&self, column: &CStr) -> bool {
+        column.to_str().is_ok_and(|column| self.options.uses(column))
     }
 
     /// Do they still fit the table as it is now?

@@ -1,8 +1,9 @@
 //! Rows of the extension's own tables, written without SQL: no plan, no settings, no switch of user, because below SQL nobody
 //! asks for privileges. For tables without triggers, constraints but NOT NULL, expressions and generated columns only.
 
-use crate::pg::place::fetch;
+use crate::pg::index::{self, Duplicate};
 pub use crate::pg::place::Row;
+use crate::pg::place::fetch;
 use crate::pg::spi::item_pointer;
 use pgrx::itemptr::{item_pointer_get_both, item_pointer_to_u64};
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -169,7 +170,8 @@ impl Table {
             );
             let tuple = pg_sys::heap_form_tuple(descriptor, plain.as_mut_ptr(), nulls.as_mut_ptr());
             pg_sys::simple_heap_insert(self.relation, tuple);
-            let unique = self.insert_index_entries(&plain, &nulls, &raw mut (*tuple).t_self);
+            let position = &raw mut (*tuple).t_self;
+            let unique = index::insert_entries(self.relation, &plain, &nulls, position, Duplicate::Tell);
             if !unique {
                 // What a command has written it cannot delete itself.
                 pg_sys::CommandCounterIncrement();
@@ -179,58 +181,6 @@ impl Table {
             pg_sys::heap_freetuple(tuple);
             unique.then_some(tid)
         }
-    }
-
-    /// False: somewhere the key is not, or may not be, unique.
-    ///
-    /// # Safety
-    /// `position` is where the table has the row with these values, one for each column.
-    unsafe fn insert_index_entries(&self, values: &[Datum], nulls: &[bool], position: pg_sys::ItemPointer) -> bool {
-        let mut unique = true;
-        // SAFETY: the indexes are the table's own and open while they are used; an index has no more columns than the arrays
-        // have elements, and each is a column of the table, because there are no expressions.
-        unsafe {
-            let indexes = pg_sys::RelationGetIndexList(self.relation);
-            let count = if indexes.is_null() { 0 } else { (*indexes).length as usize };
-            for i in 0..count {
-                let oid = (*(*indexes).elements.add(i)).oid_value;
-                let index = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
-                let form = &*(*index).rd_index;
-                let predicate = pg_sys::Anum_pg_index_indpred as i32;
-                let partial = !pg_sys::heap_attisnull((*index).rd_indextuple, predicate, std::ptr::null_mut());
-                if form.indisready && !partial {
-                    let mut keys = [Datum::from(0); pg_sys::INDEX_MAX_KEYS as usize];
-                    let mut key_nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
-                    for (key, column) in form.indkey.values.as_slice(form.indnatts as usize).iter().enumerate() {
-                        let column = *column as usize - 1;
-                        (keys[key], key_nulls[key]) = (values[column], nulls[column]);
-                    }
-                    // "Partial" means to be told of a duplicate rather than to fail, or to wait for whoever may be about to make one.
-                    let check = if form.indisunique {
-                        pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL
-                    } else {
-                        pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO
-                    };
-                    let info = pg_sys::BuildIndexInfo(index);
-                    let inserted = pg_sys::index_insert(
-                        index,
-                        keys.as_mut_ptr(),
-                        key_nulls.as_mut_ptr(),
-                        position,
-                        self.relation,
-                        check,
-                        false,
-                        info,
-                    );
-                    unique &= inserted || !form.indisunique;
-                }
-                pg_sys::index_close(index, pg_sys::NoLock as i32);
-                if !unique {
-                    break;
-                }
-            }
-        }
-        unique
     }
 }
 

@@ -14,6 +14,7 @@ pub mod fmgr;
 pub mod function;
 pub mod guc;
 pub mod heap;
+pub mod index;
 pub mod latch;
 pub mod lwlock;
 pub mod mapped_file;

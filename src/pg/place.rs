@@ -1,6 +1,8 @@
-//! Rows of somebody else's table, read where they were last seen: no plan and no index. What the current user may not read as
-//! it stands there has to be read by a statement.
+//! Rows of somebody else's table, read and updated where they were last seen: no plan, no index to search. What the current user may
+//! not read or write as it stands there, or what takes more than that, is left to a statement.
 
+use crate::pg::index::{self, Duplicate};
+use crate::pg::relation::attribute;
 use crate::pg::spi::{item_pointer, uuid_bytes};
 use pgrx::itemptr::item_pointer_get_both;
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -22,29 +24,49 @@ impl Places {
     /// None: the table has no rows of its own that are stored as the server does, a policy may hide some, or the current user
     /// has no right to all columns.
     pub fn open(table: Oid) -> Option<Self> {
+        Self::open_for(table, pg_sys::ACL_SELECT)
+    }
+
+    /// For `update`, under a writer's lock. None: as for `open`; or there is an index that takes more than a row's values. That no code of
+    /// the owner's runs with an update is the caller's to know: see `Relation::has_code`.
+    pub fn open_to_update(table: Oid) -> Option<Self> {
+        // SAFETY: the table is open, and locked by the caller.
+        Self::open_for(table, pg_sys::ACL_SELECT | pg_sys::ACL_UPDATE).filter(|places| unsafe {
+            pg_sys::CheckCmdReplicaIdentity(places.relation, pg_sys::CmdType::CMD_UPDATE);
+            index::are_plain(places.relation)
+        })
+    }
+
+    fn open_for(table: Oid, rights: u32) -> Option<Self> {
         // SAFETY: the caller has locked the table in this transaction; closed when the value is dropped.
         unsafe {
             let relation = pg_sys::table_open(table, pg_sys::NoLock as i32);
             let form = &*(*relation).rd_rel;
-            let readable = form.relkind as u8 == pg_sys::RELKIND_RELATION
+            let mut places = Self { relation, blocks: 0 };
+            let fit = form.relkind as u8 == pg_sys::RELKIND_RELATION
                 && form.relam == pg_sys::HEAP_TABLE_AM_OID
                 && !form.relrowsecurity
-                && pg_sys::pg_class_aclcheck(table, pg_sys::GetUserId(), pg_sys::ACL_SELECT.into())
-                    == pg_sys::AclResult::ACLCHECK_OK;
-            let blocks = if readable {
-                pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM)
-            } else {
-                0
-            };
-            let places = Self { relation, blocks };
-            readable.then_some(places)
+                && has_all(table, rights);
+            fit.then(|| {
+                places.blocks = pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
+                places
+            })
         }
+    }
+
+    fn width(&self) -> usize {
+        // SAFETY: the table is open.
+        unsafe { (*(*self.relation).rd_att).natts as usize }
     }
 
     /// The number of a column; 0: there is none.
     pub fn column(&self, name: &CStr) -> i32 {
-        // SAFETY: a look-up in the catalogs.
-        unsafe { pg_sys::get_attnum((*self.relation).rd_id, name.as_ptr()) }.into()
+        // SAFETY: the table is open, and has so many columns.
+        let is = |i: &usize| unsafe {
+            let column = &*attribute((*self.relation).rd_att, *i);
+            !column.attisdropped && CStr::from_ptr(column.attname.data.as_ptr()) == name
+        };
+        (0..self.width()).find(is).map_or(0, |i| i as i32 + 1)
     }
 
     /// The row at `tid`, if the active snapshot sees one there.
@@ -62,6 +84,36 @@ impl Places {
                 pg_sys::ReleaseBuffer(buffer);
                 Row { tuple: copy, descriptor: (*self.relation).rd_att }
             })
+        }
+    }
+
+    /// Writes a version of the row, which was read with the latest snapshot, that has other values in some columns; by their
+    /// numbers. Waits for whoever is changing it. False: it was changed, or the new version is not one that the table allows. For the
+    /// transaction itself it is there after `xact::next_command`.
+    pub fn update(&self, row: &Row, changes: &[(i32, Option<Datum>)]) -> bool {
+        let width = self.width();
+        let (mut values, mut nulls) = (vec![Datum::from(0); width], vec![false; width]);
+        let mut replaced = vec![false; width];
+        for (column, value) in changes {
+            let i = *column as usize - 1;
+            // SAFETY: the table has so many columns.
+            if value.is_none() && unsafe { (*attribute((*self.relation).rd_att, i)).attnotnull } {
+                return false;
+            }
+            (values[i], nulls[i], replaced[i]) = (value.unwrap_or(Datum::from(0)), value.is_none(), true);
+        }
+        // SAFETY: the table is open and locked by a writer, the row one of its own, and the arrays have an element for each column.
+        unsafe {
+            let (new_values, new_nulls) = (values.as_mut_ptr(), nulls.as_mut_ptr());
+            let tuple =
+                pg_sys::heap_modify_tuple(row.tuple, row.descriptor, new_values, new_nulls, replaced.as_mut_ptr());
+            let updated = update(self.relation, &raw mut (*row.tuple).t_self, tuple);
+            if updated && u32::from((*(*tuple).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE == 0 {
+                pg_sys::heap_deform_tuple(tuple, row.descriptor, new_values, new_nulls);
+                index::insert_entries(self.relation, &values, &nulls, &raw mut (*tuple).t_self, Duplicate::Refuse);
+            }
+            pg_sys::heap_freetuple(tuple);
+            updated
         }
     }
 }
@@ -93,6 +145,40 @@ impl Row {
     pub fn uuid(&self, column: i32) -> Option<[u8; 16]> {
         self.get(column).map(uuid_bytes)
     }
+}
+
+fn has_all(table: Oid, rights: u32) -> bool {
+    let all = pg_sys::AclMaskHow::ACLMASK_ALL;
+    // SAFETY: look-ups in the catalogs.
+    unsafe {
+        let mode = pg_sys::AclMode::from(rights);
+        pg_sys::pg_class_aclmask(table, pg_sys::GetUserId(), mode, all) == mode
+    }
+}
+
+/// False: somebody has changed the row meanwhile.
+///
+/// # Safety
+/// The relation is an open table under a writer's lock, `position` that of a row that its latest snapshot sees, and `tuple` the new version.
+unsafe fn update(relation: pg_sys::Relation, position: pg_sys::ItemPointer, tuple: pg_sys::HeapTuple) -> bool {
+    let mut failure = pg_sys::TM_FailureData::default();
+    let mut mode = pg_sys::LockTupleMode::LockTupleExclusive;
+    // SAFETY: by the caller's promise.
+    let result = unsafe {
+        pg_sys::heap_update(
+            relation,
+            position,
+            tuple,
+            pg_sys::GetCurrentCommandId(true),
+            std::ptr::null_mut(),
+            true,
+            &mut failure,
+            &mut mode,
+            #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+            &mut { pg_sys::TU_UpdateIndexes::TU_All },
+        )
+    };
+    result == pg_sys::TM_Result::TM_Ok
 }
 
 /// Reads the version at a tid if the snapshot sees it, and pins its buffer.

@@ -253,12 +253,6 @@ pub fn uuids<'a>(ids: impl Iterator<Item = &'a [u8; 16]>) -> Option<pg_sys::Datu
 }
 
 /// As tid.
-pub fn tids(tids: impl Iterator<Item = u64>) -> Option<pg_sys::Datum> {
-    let pointers: Vec<_> = tids.map(item_pointer).collect();
-    let data = pointers.iter().map(|pointer| Some(pg_sys::Datum::from(std::ptr::from_ref(pointer))));
-    array(data, pg_sys::TIDOID, size_of::<pg_sys::ItemPointerData>() as i32, false, b's')
-}
-
 /// A tid as the server has it.
 pub fn item_pointer(tid: u64) -> pg_sys::ItemPointerData {
     let mut pointer = pg_sys::ItemPointerData::default();

@@ -3,8 +3,9 @@
 use super::batch::Job;
 use super::group::Shares;
 use super::outcome::{self, Ended};
-use super::row::{self, Returned};
+use super::row;
 use super::settle::Run;
+use super::together::Returned;
 use super::{Executor, PATIENCE};
 use crate::job::format_id;
 use crate::journal::{self, Entry};

@@ -179,7 +179,8 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
                     (_, Sight::Finished) => Loaded::Obsolete(*number, *assignment),
                     (Some(handler), Sight::Open) => {
                         // A NULL, in a table that allows it, is a JSON null to the handler.
-                        let payload = row.and_then(|seen| seen.payload).map(|datum| hold_varlena(datum, &executor.memory));
+                        let payload =
+                            row.and_then(|seen| seen.payload).map(|datum| hold_varlena(datum, &executor.memory));
                         let payload = payload.unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
                         *bytes += payload.size();
                         let tid = row.map_or(0, |seen| seen.tid);

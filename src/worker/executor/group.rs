@@ -8,8 +8,8 @@
 use super::attempt::{self, Company};
 use super::batch::Job;
 use super::outcome::Ended;
-use super::row::{self, Returned};
 use super::settle::Run;
+use super::together::{self, Returned};
 use super::{Executor, PATIENCE};
 use crate::pg::error::PgError;
 use crate::pg::{clock, guc, timer, xact};
@@ -120,7 +120,7 @@ impl Group {
         }
         if self.shared {
             timer::arm(PATIENCE);
-            row::complete_together(executor, &self.returned);
+            together::complete_together(executor, &self.returned);
         }
     }
 }

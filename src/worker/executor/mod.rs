@@ -4,8 +4,8 @@
 //! A batch is what is in the mailbox. First it is loaded in a transaction of its own, so that a handler that
 //! runs for an hour holds no lock on the job table (`batch`). Then it is run (`run`): jobs of handlers that are known to be
 //! short share a commit, a subtransaction each; anything else has a commit of its own (`group`). Between two jobs the session
-//! is made as clean as a new one (`attempt`). What they write into their rows is in `row` and `outcome`, how they go back into
-//! the queue in `put_back`, what others are told after the commit in `settle`.
+//! is made as clean as a new one (`attempt`). What they write into their rows is in `row`, `together` and `outcome`, how they go
+//! back into the queue in `put_back`, what others are told after the commit in `settle`.
 
 mod attempt;
 mod batch;
@@ -17,6 +17,7 @@ mod row;
 mod run;
 mod settle;
 mod tables;
+mod together;
 
 pub use attempt::{Current, current};
 pub use outcome::timeout_error;
@@ -103,6 +104,7 @@ pub fn main(argument: u64) {
     }
     bgworker::connect(Oid::from(database), Oid::from(owner));
     guc::notice_deadlocks_first();
+    memory::keep_freed();
     timer::register_reminder(|| {
         if let Some(dispatcher) = own_slot().and_then(|slot| shmem::database(slot.database.load(Ordering::Acquire))) {
             dispatcher.dispatcher.wake();

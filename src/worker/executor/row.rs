@@ -2,9 +2,7 @@
 
 use super::Executor;
 use super::batch::Job;
-use super::group::COMPANY;
 use crate::catalog;
-use crate::job::Tid;
 use crate::job_table::Statements;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
@@ -55,72 +53,12 @@ pub fn complete(
     }
 }
 
-/// A job whose handler has returned, and whose completion is to be written.
-#[derive(Clone, Copy)]
-pub struct Returned {
-    pub assignment: Assignment,
-    /// Of the job's row, when it was loaded.
-    pub tid: Tid,
-    pub result: Option<HeldDatum>,
-    pub started_at: Timestamp,
-}
-
-/// Writes the completions of several jobs. Raises an error if one of them does not find its row open, or is not the attempt that
-/// may finish its job: each has to be run by itself then, because the effects of all are in the transaction already. That one
-/// cannot wait for a row either, with the others finished.
-pub fn complete_together(executor: &mut Executor, returned: &[Returned]) {
-    for jobs in returned.chunk_by(|a, b| a.assignment.table == b.assignment.table) {
-        let written = guc::with_lock_timeout(COMPANY, || {
-            let table = executor.tables.open(jobs[0].assignment.table, Lock::Write);
-            table.is_some_and(|table| table.plain && complete_in(&table, jobs) == jobs.len())
-                && finish(jobs.iter().map(|job| &job.assignment))
-        });
-        if !written && !planted::is(Bug::EffectsApart) {
-            PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "a background job of a batch was withdrawn").raise();
-        }
-    }
-}
-
-/// How many rows it reached.
-fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
-    let (ids, tids) = (jobs.iter().map(|job| &job.assignment.id), jobs.iter().map(|job| job.tid));
-    let (attempts, starts) = (jobs.iter().map(|job| job.assignment.attempt), jobs.iter().map(|job| job.started_at));
-    let refs = jobs.iter().map(|job| job.assignment.job()).collect();
-    guc::nested(|| {
-        // As for `Statements::load_many`.
-        for setting in [c"enable_seqscan", c"enable_hashjoin", c"enable_mergejoin"] {
-            guc::set_local(setting, "off");
-        }
-        guc::set_local(c"enable_tidscan", "on");
-        guc::set_local(c"plan_cache_mode", "force_generic_plan");
-        submit::while_finishing(refs, || {
-            spi::connect(|| {
-                let arguments = [
-                    spi::tids(tids),
-                    spi::uuids(ids),
-                    spi::jsonbs(jobs.iter().map(|job| job.result.map(|held| held.0))),
-                    spi::int4s(attempts),
-                    spi::timestamps(starts),
-                    spi::timestamp(clock::now()),
-                ];
-                let reached = table.complete_by_tid.execute(&arguments, 0).processed;
-                if reached == jobs.len() {
-                    return reached;
-                }
-                // Rows that were changed meanwhile, by a client or for their progress, are elsewhere now. Those that were reached
-                // are finished, so that they are not reached again.
-                reached + table.complete_many.execute(&arguments[1..], 0).processed
-            })
-        })
-    })
-}
-
 /// The fence, for a single job: see `catalog::finish`. Waits for whoever changes the queue's row no longer than for the row's lock.
 pub fn fence(assignment: &Assignment) -> bool {
     guc::with_lock_timeout(ROW_PATIENCE, || finish(std::iter::once(assignment)))
 }
 
-fn finish<'a>(mut assignments: impl Iterator<Item = &'a Assignment>) -> bool {
+pub fn finish<'a>(mut assignments: impl Iterator<Item = &'a Assignment>) -> bool {
     let queue = catalog::Queue::open();
     let finished = assignments.all(|assignment| {
         let quickly = queue.as_ref().and_then(|queue| queue.finish(assignment));

@@ -1,7 +1,9 @@
 //! Transactions that fail as a whole: before the first job of a batch, or with its commit.
 
 use crate::SHARED;
-use crate::scene::{DRAIN, N, NOTED, alone, check_others, id_of, in_one_batch, insert, on_completion, scene, warm};
+use crate::scene::{
+    DRAIN, N, NOTED, alone, check_others, id_of, in_one_batch, insert, on_completion, scene, shared, warm,
+};
 use server_tests::json;
 use server_tests::wait::yes;
 
@@ -105,4 +107,18 @@ fn a_commit_that_swallows_every_interrupt_is_ended_with_its_executor_and_its_job
     let id = id_of(&mut app, *n);
     assert_eq!((app.row(id).result, app.noted(id)), (Some(json!({"n": n})), 1));
     check_others(&mut app, &[*n]);
+}
+
+/// The server keeps 64 subtransactions of a transaction in shared memory; with more, every snapshot has to look for them on disk.
+#[test]
+fn no_more_jobs_that_write_share_a_commit_than_shared_memory_keeps_subtransactions_of() {
+    let _alone = alone();
+    let mut app = scene("many");
+    in_one_batch(&mut app, |app| (0..8).for_each(|_| app.sql(&insert("noted", ""))));
+    app.wait_drained(DRAIN);
+    assert!(shared(&mut app), "they shared commits");
+    let commits = "SELECT count(*) FROM background_jobs WHERE completed GROUP BY xmin::text ORDER BY 1 DESC LIMIT 1";
+    let largest: i64 = app.one(commits, &[]);
+    assert!(largest <= 64, "{largest} jobs in one commit");
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM ledger", &[]), 8 * N);
 }

@@ -7,6 +7,7 @@
 mod clients;
 mod commits;
 mod handlers;
+mod indexes;
 mod places;
 mod results;
 mod scene;

@@ -1,0 +1,95 @@
+//! The entries of a row in the indexes of its table, written without the executor: for B-trees of plain columns.
+
+use pgrx::pg_sys::{self, Datum};
+
+/// What a row is to do that has a key which a unique index has already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Duplicate {
+    /// Tell, without a wait for whoever may be about to make one.
+    Tell,
+    /// Raise an error.
+    Refuse,
+}
+
+/// Calls `f` with the table's indexes, one after the other, until it says false.
+///
+/// # Safety
+/// The table is open and locked. `f` keeps no index.
+unsafe fn each(table: pg_sys::Relation, lock: u32, mut f: impl FnMut(pg_sys::Relation) -> bool) -> bool {
+    // SAFETY: the indexes are the table's own and open while they are used.
+    unsafe {
+        let indexes = pg_sys::RelationGetIndexList(table);
+        let count = if indexes.is_null() { 0 } else { (*indexes).length as usize };
+        (0..count).all(|i| {
+            let index = pg_sys::index_open((*(*indexes).elements.add(i)).oid_value, lock as i32);
+            let goes_on = f(index);
+            pg_sys::index_close(index, pg_sys::NoLock as i32);
+            goes_on
+        })
+    }
+}
+
+/// Is the column of the index's own row in pg_index set?
+unsafe fn has(index: pg_sys::Relation, column: u32) -> bool {
+    // SAFETY: the index is open.
+    unsafe { !pg_sys::heap_attisnull((*index).rd_indextuple, column as i32, std::ptr::null_mut()) }
+}
+
+/// Are all of them what `insert_entries` writes, with none that it would leave out?
+///
+/// # Safety
+/// The table is open and locked.
+pub unsafe fn are_plain(table: pg_sys::Relation) -> bool {
+    // SAFETY: as for `each`.
+    unsafe {
+        each(table, pg_sys::AccessShareLock, |index| {
+            let form = &*(*index).rd_index;
+            (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
+                && form.indimmediate
+                && !form.indisexclusion
+                && !has(index, pg_sys::Anum_pg_index_indpred)
+                && !has(index, pg_sys::Anum_pg_index_indexprs)
+        })
+    }
+}
+
+/// Inserts the row's entries into all indexes but the partial ones, none of which may apply to it. False: a unique index has, or may
+/// soon have, its key already.
+///
+/// # Safety
+/// The table is open and locked by a writer, and has no indexes of expressions; `position` is where it has the row with these values,
+/// one for each column.
+pub unsafe fn insert_entries(
+    table: pg_sys::Relation,
+    values: &[Datum],
+    nulls: &[bool],
+    position: pg_sys::ItemPointer,
+    duplicate: Duplicate,
+) -> bool {
+    // SAFETY: an index has no more columns than the arrays have elements, and each is a column of the table, because there are no
+    // expressions.
+    unsafe {
+        each(table, pg_sys::RowExclusiveLock, |index| {
+            let form = &*(*index).rd_index;
+            if !form.indisready || has(index, pg_sys::Anum_pg_index_indpred) {
+                return true;
+            }
+            let mut keys = [Datum::from(0); pg_sys::INDEX_MAX_KEYS as usize];
+            let mut key_nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
+            for (key, column) in form.indkey.values.as_slice(form.indnatts as usize).iter().enumerate() {
+                let column = *column as usize - 1;
+                (keys[key], key_nulls[key]) = (values[column], nulls[column]);
+            }
+            let check = match duplicate {
+                _ if !form.indisunique => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
+                Duplicate::Tell => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL,
+                Duplicate::Refuse => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES,
+            };
+            let (keys, key_nulls) = (keys.as_mut_ptr(), key_nulls.as_mut_ptr());
+            // What a B-tree does not ask for.
+            let info = std::ptr::null_mut();
+            let unique = pg_sys::index_insert(index, keys, key_nulls, position, table, check, false, info);
+            unique || !form.indisunique
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! What the executor writes into the rows of a batch at its end, for all of its jobs at once.
+
+use super::Executor;
+use super::group::COMPANY;
+use super::row::finish;
+use crate::job::Tid;
+use crate::job_table::Statements;
+use crate::pg::clock::{self, Timestamp};
+use crate::pg::error::PgError;
+use crate::pg::fmgr::float4_datum;
+use crate::pg::memory::HeldDatum;
+use crate::pg::place::Places;
+use crate::pg::relation::Lock;
+use crate::pg::{guc, spi, xact};
+use crate::planted::{self, Bug};
+use crate::protocol::Flags;
+use crate::shmem::Assignment;
+use crate::submit;
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::Datum;
+use std::ffi::CStr;
+
+/// A job whose handler has returned, and whose completion is to be written.
+#[derive(Clone, Copy)]
+pub struct Returned {
+    pub assignment: Assignment,
+    /// Of the job's row, when it was loaded.
+    pub tid: Tid,
+    pub result: Option<HeldDatum>,
+    pub started_at: Timestamp,
+}
+
+/// Writes the completions of several jobs. Raises an error if one of them does not find its row open, or is not the attempt that
+/// may finish its job: each has to be run by itself then, because the effects of all are in the transaction already. That one
+/// cannot wait for a row either, with the others finished.
+pub fn complete_together(executor: &mut Executor, returned: &[Returned]) {
+    for jobs in returned.chunk_by(|a, b| a.assignment.table == b.assignment.table) {
+        let written = guc::with_lock_timeout(COMPANY, || {
+            let table = executor.tables.open(jobs[0].assignment.table, Lock::Write);
+            table.is_some_and(|table| table.plain && complete_in(&table, jobs) == jobs.len())
+                && finish(jobs.iter().map(|job| &job.assignment))
+        });
+        if !written && !planted::is(Bug::EffectsApart) {
+            PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "a background job of a batch was withdrawn").raise();
+        }
+    }
+}
+
+/// How many rows it reached.
+fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
+    let finished_at = clock::now();
+    let reached = complete_where_they_were(table, jobs, finished_at);
+    if reached == jobs.len() {
+        return reached;
+    }
+    // Rows that were changed meanwhile, by a client or for their progress, are elsewhere now. Those that were reached are finished, so
+    // that they are not reached again.
+    let refs = jobs.iter().map(|job| job.assignment.job()).collect();
+    guc::nested(|| {
+        // As for `Statements::load_many`.
+        for setting in [c"enable_seqscan", c"enable_hashjoin", c"enable_mergejoin"] {
+            guc::set_local(setting, "off");
+        }
+        guc::set_local(c"plan_cache_mode", "force_generic_plan");
+        submit::while_finishing(refs, || {
+            spi::connect(|| {
+                let arguments = [
+                    spi::uuids(jobs.iter().map(|job| &job.assignment.id)),
+                    spi::jsonbs(jobs.iter().map(|job| job.result.map(|held| held.0))),
+                    spi::int4s(jobs.iter().map(|job| job.assignment.attempt)),
+                    spi::timestamps(jobs.iter().map(|job| job.started_at)),
+                    spi::timestamp(finished_at),
+                ];
+                reached + table.complete_many.execute(&arguments, 0).processed
+            })
+        })
+    })
+}
+
+/// The same below SQL, for rows that are where they were when they were loaded. The table is a plain one: see `Statements::plain`.
+fn complete_where_they_were(table: &Statements, jobs: &[Returned], finished_at: Timestamp) -> usize {
+    let Some(places) = jobs.first().and_then(|job| Places::open_to_update(job.assignment.table.into())) else {
+        return 0;
+    };
+    let column = |name: &CStr| places.column(name);
+    let optional = |name: &CStr| if table.writes(name) { column(name) } else { 0 };
+    let (id, completed, cancelled) = (column(c"id"), column(c"completed"), column(c"cancelled"));
+    let (progress, result) = (column(c"progress"), column(c"result"));
+    let (attempts, started_at) = (optional(c"attempts"), optional(c"started_at"));
+    let last = optional(c"finished_at");
+    let mut changes = Vec::with_capacity(6);
+    let reached = xact::with_latest_snapshot(|| {
+        let finish = |job: &&Returned| {
+            let Some(row) = places.read(job.tid) else { return false };
+            let cancelled = row.flag(cancelled) && !planted::is(Bug::NoCancelGuard);
+            let flags = Flags { completed: row.flag(completed), cancelled };
+            if row.uuid(id) != Some(job.assignment.id) || !flags.is_open() {
+                return false;
+            }
+            changes.clear();
+            changes.extend([
+                (completed, Some(Datum::from(true))),
+                (progress, float4_datum(1.0)),
+                (result, job.result.map(|held| held.0)),
+                (attempts, Some(Datum::from(job.assignment.attempt))),
+                (started_at, spi::timestamp(job.started_at)),
+                (last, spi::timestamp(finished_at)),
+            ]);
+            changes.retain(|(column, _)| *column > 0);
+            places.update(&row, &changes)
+        };
+        jobs.iter().filter(finish).count()
+    });
+    xact::next_command();
+    reached
+}
