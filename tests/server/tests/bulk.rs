@@ -44,6 +44,35 @@ fn many_rows_in_one_statement() {
     assert_eq!(ledger(&mut app), 10000);
 }
 
+/// Whatever ANALYZE has found, every few rows that are handed out are read where the last ones ended, and not all that wait.
+#[test]
+fn a_queue_that_was_analyzed_while_it_was_empty_is_read_once() {
+    const JOBS: i64 = 10_000;
+    let cluster = Cluster::builder().conf("background_jobs.enabled", "off").conf("autovacuum", "off").start();
+    let mut app = App::with_table(&cluster, "analyzed");
+    noting(&mut app);
+    let fill = format!(
+        "INSERT INTO background_jobs (payload) SELECT '{{\"handler\": \"noted\"}}' FROM generate_series(1, {JOBS})"
+    );
+    for change in [&fill, "UPDATE background_jobs SET cancelled = true"] {
+        app.sql(change);
+        app.admin().batch_execute("ANALYZE background_jobs.queued_job").unwrap();
+    }
+    let empty =
+        "SELECT reltuples = 0 AND relpages > 10 FROM pg_class WHERE oid = 'background_jobs.queued_job'::regclass";
+    assert!(app.one::<bool>(empty, &[]));
+    app.sql(&fill);
+    cluster.set("background_jobs.enabled", "on");
+    app.wait_drained(DRAIN);
+    assert_eq!(ledger(&mut app), JOBS);
+    let read = |index: &str| format!("pg_stat_get_tuples_returned('background_jobs.{index}'::regclass)");
+    // The dispatcher tells the statistics of what it has read after a while. By their ids the cancelled ones were found.
+    let by_order = format!("{} >= {JOBS}", read("queued_job_order"));
+    let by_id = format!("{} > 3 * {JOBS}", read("queued_job_pkey"));
+    app.wait_true(&format!("SELECT {by_order} OR {by_id}"));
+    assert!(app.one::<bool>(&format!("SELECT {by_order} AND NOT {by_id}"), &[]));
+}
+
 #[test]
 fn savepoints() {
     let mut app = SHARED.app("savepoints");
