@@ -18,17 +18,17 @@ impl Queue {
         heap::Table::open(c"queued_job").map(Self)
     }
 
+    /// Is this submission where it was in the queue, in the active snapshot?
+    pub fn has(&self, assignment: &Assignment) -> bool {
+        self.0.look_at(assignment.tid, |row| is_submission(row, assignment)).unwrap_or(false)
+    }
+
     /// `finish` for the ordinary case, up to `xact::next_command`. None: it is not that case.
     pub fn finish(&self, assignment: &Assignment) -> Option<bool> {
         let (id, of) = (uuid(&assignment.id)?, table(assignment.table)?);
         let identity = Identity::of(assignment.enqueued_at, assignment.attempt, assignment.action);
         let is_this_attempt = |row: &heap::Row| {
-            let number = |column| row.get(column).map(|datum| datum.value() as i64);
-            let same_job = row.get(JOB_ID).is_some_and(|id| uuid_bytes(id) == assignment.id);
-            same_job
-                && number(JOB_TABLE).map(|oid| oid as u32) == Some(assignment.table)
-                && number(ENQUEUED_AT) == Some(identity.enqueued_at)
-                && number(ATTEMPTS).map(|attempts| attempts as i32) == Some(identity.attempts)
+            is_submission(row, assignment) && number(row, ATTEMPTS).map(|n| n as i32) == Some(identity.attempts)
         };
         let mut deleted = self.0.delete_at(assignment.tid, is_this_attempt);
         if deleted == Deleted::No {
@@ -41,6 +41,16 @@ impl Queue {
             Deleted::Changed => None,
         }
     }
+}
+
+fn number(row: &heap::Row, column: i32) -> Option<i64> {
+    row.get(column).map(|datum| datum.value() as i64)
+}
+
+fn is_submission(row: &heap::Row, assignment: &Assignment) -> bool {
+    row.uuid(JOB_ID) == Some(assignment.id)
+        && number(row, JOB_TABLE).map(|oid| oid as u32) == Some(assignment.table)
+        && number(row, ENQUEUED_AT) == Some(assignment.enqueued_at)
 }
 
 /// The fence: takes the job out of the queue for good. False: this attempt is not the one that may finish it, so nothing

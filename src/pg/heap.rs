@@ -107,24 +107,35 @@ impl Table {
 
     /// The same for the row at `tid`, if there is one. A row that was changed since somebody looked is elsewhere.
     pub fn delete_at(&self, tid: u64, matches: impl Fn(&Row) -> bool) -> Deleted {
+        // SAFETY: the row is this table's, and stays where it is while its buffer is pinned.
+        let delete = |row: &Row| unsafe { self.delete_if(row, matches) };
+        self.at(tid, &raw mut pg_sys::SnapshotSelfData, delete).unwrap_or(Deleted::No)
+    }
+
+    /// Looks at the row at `tid`, if the active snapshot sees one there.
+    pub fn look_at<T>(&self, tid: u64, f: impl FnOnce(&Row) -> T) -> Option<T> {
+        // SAFETY: there is an active snapshot, or the server raises an error.
+        self.at(tid, unsafe { pg_sys::GetActiveSnapshot() }, f)
+    }
+
+    fn at<T>(&self, tid: u64, snapshot: pg_sys::Snapshot, f: impl FnOnce(&Row) -> T) -> Option<T> {
         let position = item_pointer(tid);
         // SAFETY: reads the length of an open relation.
         let length =
             || unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) };
         if position.ip_posid == 0 || item_pointer_get_both(position).0 >= *self.blocks.get_or_init(length) {
-            return Deleted::No;
+            return None;
         }
         let mut tuple = pg_sys::HeapTupleData { t_self: position, ..Default::default() };
         let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;
         // SAFETY: the table is open and has this block; the tuple is used while its buffer is pinned. After an error the
         // transaction's abort lets go of it.
         unsafe {
-            if !fetch(self.relation, &raw mut pg_sys::SnapshotSelfData, &mut tuple, &mut buffer) {
-                return Deleted::No;
-            }
-            let deleted = self.delete_if(&Row { tuple: &raw mut tuple, descriptor: (*self.relation).rd_att }, matches);
-            pg_sys::ReleaseBuffer(buffer);
-            deleted
+            fetch(self.relation, snapshot, &mut tuple, &mut buffer).then(|| {
+                let value = f(&Row { tuple: &raw mut tuple, descriptor: (*self.relation).rd_att });
+                pg_sys::ReleaseBuffer(buffer);
+                value
+            })
         }
     }
 

@@ -1,6 +1,7 @@
 //! A batch: what is in the mailbox, loaded in one short transaction, then run.
 
 use super::{Executor, PATIENCE, run, settle};
+use crate::catalog;
 use crate::handler::Handler;
 use crate::job::{JobId, Tid};
 use crate::job_table::Statements;
@@ -9,7 +10,7 @@ use crate::pg::guc;
 use crate::pg::memory::{HeldDatum, hold_varlena};
 use crate::pg::place::Places;
 use crate::pg::relation::Lock;
-use crate::pg::role;
+use crate::pg::role::{self, bookkeeping};
 use crate::pg::session;
 use crate::pg::spi;
 use crate::pg::timer;
@@ -55,7 +56,7 @@ impl Job {
 /// What loading a job came to.
 enum Loaded {
     Ready(Job),
-    /// The row is finished, though nobody took the job out of the queue.
+    /// The row is finished, though nobody took the job out of the queue; or the job was taken out, or submitted again.
     Obsolete(u64, Assignment),
     /// There is no row, or its owner may not see it: a policy, or a restore that has not come to it yet.
     Missing(u64, Assignment),
@@ -170,9 +171,14 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
     xact::with_latest_snapshot(|| {
         spi::connect(|| {
             let found = Found::read(table, &statements, jobs);
+            let queue = catalog::Queue::open();
             for ((number, assignment), handler) in jobs.iter().zip(handlers) {
                 let row = found.0.get(&assignment.id);
-                let sight = protocol::on_load(row.map(|seen| seen.finished));
+                // The row may be another submission's under the same id.
+                let sight = match protocol::on_load(row.map(|seen| seen.finished)) {
+                    Sight::Open if !is_still_queued(queue.as_ref(), assignment) => Sight::Finished,
+                    sight => sight,
+                };
                 let one = match (handler, sight) {
                     (None, _) => Loaded::Refused(*number),
                     (_, Sight::Missing) => Loaded::Missing(*number, *assignment),
@@ -194,6 +200,12 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
             }
         });
     });
+}
+
+/// Is it this submission that is in the queue, as of the snapshot in which its row was read?
+fn is_still_queued(queue: Option<&catalog::Queue>, assignment: &Assignment) -> bool {
+    queue.is_some_and(|queue| queue.has(assignment))
+        || bookkeeping(|| spi::connect(|| catalog::is_queued(assignment.job(), assignment.enqueued_at)))
 }
 
 /// A job's row, as long as SPI is connected.

@@ -2,9 +2,11 @@
 
 use crate::SHARED;
 use crate::scene::{
-    DRAIN, N, NOTED, alone, check_others, in_one_batch, in_one_batch_then, insert, scene, shared, warm,
+    DRAIN, N, NOTED, alone, check_others, in_one_batch, in_one_batch_then, insert, pid, scene, shared, sleeps, stop,
+    warm,
 };
 use server_tests::App;
+use server_tests::wait::yes;
 
 fn check_all(app: &mut App) {
     app.wait_drained(DRAIN);
@@ -86,4 +88,34 @@ fn a_queue_that_is_rewritten_under_a_batch_loses_no_job() {
         },
     );
     check_all(&mut app);
+}
+
+/// Under the same ids, and before the dispatcher hears of it: what is in the mailbox is no longer what is in the table.
+#[test]
+fn jobs_that_are_submitted_again_before_their_batch_is_loaded_are_started_once() {
+    let _alone = alone();
+    let mut app = SHARED.app("again");
+    app.sql("CREATE SEQUENCE starts");
+    app.handler("noted", &format!("PERFORM nextval('starts'); {NOTED}"));
+    warm(&mut app, "noted");
+    app.sql("ALTER SEQUENCE starts RESTART");
+    let (executor, dispatcher) = (pid(&mut app, "executor"), pid(&mut app, "dispatcher"));
+    let (cluster, mut stopped) = (app.cluster, None);
+    in_one_batch_then(
+        &mut app,
+        |app| app.sql(&insert("noted", "")),
+        |app| {
+            stopped = Some(stop(cluster, dispatcher));
+            app.sql(
+                "WITH former AS (DELETE FROM background_jobs RETURNING *)
+                 INSERT INTO background_jobs (id, payload) SELECT id, payload || '{\"again\": true}' FROM former",
+            );
+        },
+    );
+    cluster.wait_until("the executor to have done with the former ones", || yes(sleeps(executor)));
+    drop(stopped);
+    app.wait_drained(DRAIN);
+    check_others(&mut app, &[]);
+    assert_eq!(app.one::<i64>("SELECT last_value FROM starts", &[]), N, "none was started as a former one");
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs WHERE payload ? 'again'", &[]), N);
 }

@@ -59,20 +59,12 @@ pub fn in_one_batch(app: &mut App, fill: impl FnOnce(&mut App)) {
 
 /// The same; `then` comes when the jobs are handed out, and before the executor has seen them.
 pub fn in_one_batch_then(app: &mut App, fill: impl FnOnce(&mut App), then: impl FnOnce(&mut App)) {
-    // What was counted is written when it has been idle for a while; then it waits for its latch and holds nothing.
-    let find = |kind: &str| {
-        format!(
-            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background_jobs {kind}' AND datname = current_database()"
-        )
-    };
     let cluster = app.cluster;
+    // What was counted is written when it has been idle for a while; then it waits for its latch and holds nothing.
     app.wait_true("SELECT (SELECT coalesce(sum(completed), 0) FROM background_jobs.handler_stats) = (SELECT sum(jobs) FROM warmed)");
-    let mut admin = app.admin();
-    let mut pid = |kind: &str| admin.query_one(&find(kind), &[]).unwrap().get::<_, i32>(0) as u32;
-    let (executor, dispatcher) = (pid("executor"), pid("dispatcher"));
+    let (executor, dispatcher) = (pid(app, "executor"), pid(app, "dispatcher"));
     cluster.wait_until("the executor to be idle", || yes(sleeps(executor)));
-    cluster.kill(executor, Signal::SIGSTOP);
-    let resumed = Resumed(cluster, executor);
+    let resumed = stop(cluster, executor);
     fill(app);
     // It sleeps for a moment between two steps, too, so one look is not enough; and nothing tells how full the mailbox is: the
     // views show the job that runs. Should it be wrong once, the batch is a shorter one. That there are any is what `shared` is for.
@@ -85,7 +77,18 @@ pub fn in_one_batch_then(app: &mut App, fill: impl FnOnce(&mut App), then: impl 
     drop(resumed);
 }
 
-struct Resumed<'a>(&'a Cluster, u32);
+pub fn pid(app: &mut App, kind: &str) -> u32 {
+    let find = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background_jobs ' || $1 AND datname = current_database()";
+    app.admin().query_one(find, &[&kind]).unwrap().get::<_, i32>(0) as u32
+}
+
+/// Stops a process until the value is dropped.
+pub fn stop(cluster: &Cluster, pid: u32) -> Resumed<'_> {
+    cluster.kill(pid, Signal::SIGSTOP);
+    Resumed(cluster, pid)
+}
+
+pub struct Resumed<'a>(&'a Cluster, u32);
 
 impl Drop for Resumed<'_> {
     fn drop(&mut self) {
@@ -93,7 +96,7 @@ impl Drop for Resumed<'_> {
     }
 }
 
-fn sleeps(pid: u32) -> bool {
+pub fn sleeps(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
 }
