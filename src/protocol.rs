@@ -150,11 +150,12 @@ pub enum Sight {
     Missing,
 }
 
-pub fn on_load(finished: Option<bool>) -> Sight {
+/// `is_queued`: is this submission in the queue? The row may be another one's, under the same id.
+pub fn on_load(finished: Option<bool>, is_queued: impl FnOnce() -> bool) -> Sight {
     match finished {
         None => Sight::Missing,
-        Some(true) => Sight::Finished,
-        Some(false) => Sight::Open,
+        Some(false) if is_queued() => Sight::Open,
+        Some(_) => Sight::Finished,
     }
 }
 

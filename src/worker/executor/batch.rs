@@ -174,11 +174,8 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
             let queue = catalog::Queue::open();
             for ((number, assignment), handler) in jobs.iter().zip(handlers) {
                 let row = found.0.get(&assignment.id);
-                // The row may be another submission's under the same id.
-                let sight = match protocol::on_load(row.map(|seen| seen.finished)) {
-                    Sight::Open if !is_still_queued(queue.as_ref(), assignment) => Sight::Finished,
-                    sight => sight,
-                };
+                let is_queued = || is_still_queued(queue.as_ref(), assignment);
+                let sight = protocol::on_load(row.map(|seen| seen.finished), is_queued);
                 let one = match (handler, sight) {
                     (None, _) => Loaded::Refused(*number),
                     (_, Sight::Missing) => Loaded::Missing(*number, *assignment),

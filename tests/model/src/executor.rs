@@ -103,7 +103,7 @@ pub fn step(machine: &Machine, state: &mut State, place: Place) {
         Step::Load if claim.state != ClaimState::Pending => Step::Settle(Ended::Revoked),
         Step::Load => {
             let row = state.row(job, who);
-            Step::Take(protocol::on_load(row.map(|row| !row.flags.is_open())))
+            Step::Take(protocol::on_load(row.map(|row| !row.flags.is_open()), || state.is_queued(&assignment)))
         }
         Step::Take(_) if claim.state != ClaimState::Pending => Step::Settle(Ended::Revoked),
         Step::Take(sight) => {

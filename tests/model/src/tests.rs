@@ -170,7 +170,7 @@ fn effects_apart_from_the_completion_are_noticed() {
 
 #[test]
 fn a_missing_fence_is_noticed() {
-    bites(Bug::NoFence, CLIENTS, "I7 an old attempt commits nothing");
+    bites(Bug::NoFence, CLIENTS, "I3 effects exactly once");
 }
 
 #[test]
