@@ -7,11 +7,19 @@ use std::time::{Duration, Instant};
 static SHARED: Group = Group::new(|| Cluster::builder().conf("background_jobs.poll_interval", "200ms"));
 
 fn running(name: &str) -> (App<'static>, Uuid) {
+    running_to(name, "")
+}
+
+/// `end`: what the handler does behind the gate.
+fn running_to(name: &str, end: &str) -> (App<'static>, Uuid) {
     let mut app = SHARED.app(name);
+    app.sql("CREATE SEQUENCE ends");
     app.handler(
         "held",
-        "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go');
-         RETURN to_jsonb((SELECT attempt FROM background_jobs.current_job()));",
+        &format!(
+            "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); {end}
+             RETURN to_jsonb((SELECT attempt FROM background_jobs.current_job()));"
+        ),
     );
     let id = app.submit("held", json!({}));
     app.wait_reached(1);
@@ -93,7 +101,7 @@ fn alter_extension_update_while_a_job_runs_disturbs_nothing() {
 /// A superuser can do that; nobody should. The jobs wait for the name that everything knows them by.
 #[test]
 fn the_schema_renamed_and_renamed_back_loses_no_job() {
-    let (mut app, id) = running("renamed");
+    let (mut app, id) = running_to("renamed", "IF nextval('ends') = 1 THEN RAISE 'failed'; END IF;");
     let waiting: Uuid = app.one("SELECT background_jobs.enqueue('held', run_at => now() + interval '1 h')", &[]);
     let mut admin = app.admin();
     admin.batch_execute("ALTER SCHEMA background_jobs RENAME TO elsewhere").unwrap();
