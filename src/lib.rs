@@ -107,6 +107,7 @@ pub extern "C-unwind" fn _PG_init() {
     pg::shmem::install(shmem::size, journal::start);
     pg::xact::on_end(notes::on_end);
     pg::utility::install(databases::callbacks());
+    pg::planner::install();
     if !pg::bgworker::in_binary_upgrade() {
         worker::register_launcher();
     }

@@ -7,7 +7,6 @@ use crate::pg::spi::Statement;
 use crate::planted::{self, Bug};
 use crate::protocol::UNFINISHED;
 use pgrx::pg_sys;
-use std::ffi::CStr;
 
 /// The prepared statements for one table under one name and with one set of options.
 pub struct Statements {
@@ -118,8 +117,8 @@ impl Statements {
     }
 
     /// Has the table this optional column, to be written by us?
-    pub fn writes(&self, column: &CStr) -> bool {
-        column.to_str().is_ok_and(|column| self.options.uses(column))
+    pub fn writes(&self, column: &str) -> bool {
+        self.options.uses(column)
     }
 
     /// Do they still fit the table as it is now?

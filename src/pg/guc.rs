@@ -1,6 +1,6 @@
 //! Settings that hold for a while and are then what they were.
 
-use crate::pg::encoding;
+use crate::pg::{encoding, planner};
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -47,23 +47,18 @@ pub fn pinned<T>(f: impl FnOnce() -> T) -> T {
         for (name, value) in PINNED {
             set(name, value, pg_sys::GucAction::GUC_ACTION_SAVE);
         }
-        f()
+        planner::own_statements(f)
     })
 }
 
 /// The same for the rest of a worker's life; for workers that run no user code.
 /// They wait for nobody's lock for long, either: whoever holds a row of ours would stop them all.
 pub fn pin_session() {
-    let more = [
-        (c"lock_timeout", c"1s"),
-        // Their statements are all of a kind that no value changes the plan of.
-        (c"plan_cache_mode", c"force_generic_plan"),
-        // What they read in an order they read along the index that has it. A table that ANALYZE has found empty is sorted instead,
-        // all of it for every few rows, when it is empty no longer.
-        (c"enable_sort", c"off"),
-        (c"enable_bitmapscan", c"off"),
-    ];
-    for (name, value) in PINNED.into_iter().chain(more) {
+    planner::own_statements_only();
+    // Their statements are all of a kind that no value changes the plan of.
+    for (name, value) in
+        PINNED.into_iter().chain([(c"lock_timeout", c"1s"), (c"plan_cache_mode", c"force_generic_plan")])
+    {
         set(name, value, pg_sys::GucAction::GUC_ACTION_SET);
     }
 }

@@ -2,10 +2,9 @@
 //! asks for privileges. For tables without triggers, constraints but NOT NULL, expressions and generated columns only.
 
 use crate::pg::index::{self, Duplicate};
+use crate::pg::place;
 pub use crate::pg::place::Row;
-use crate::pg::place::fetch;
-use crate::pg::spi::item_pointer;
-use pgrx::itemptr::{item_pointer_get_both, item_pointer_to_u64};
+use pgrx::itemptr::item_pointer_to_u64;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::{Cell, OnceCell};
 use std::ffi::CStr;
@@ -119,24 +118,10 @@ impl Table {
     }
 
     fn at<T>(&self, tid: u64, snapshot: pg_sys::Snapshot, f: impl FnOnce(&Row) -> T) -> Option<T> {
-        let position = item_pointer(tid);
-        // SAFETY: reads the length of an open relation.
-        let length =
-            || unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) };
-        if position.ip_posid == 0 || item_pointer_get_both(position).0 >= *self.blocks.get_or_init(length) {
-            return None;
-        }
-        let mut tuple = pg_sys::HeapTupleData { t_self: position, ..Default::default() };
-        let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;
-        // SAFETY: the table is open and has this block; the tuple is used while its buffer is pinned. After an error the
-        // transaction's abort lets go of it.
-        unsafe {
-            fetch(self.relation, snapshot, &mut tuple, &mut buffer).then(|| {
-                let value = f(&Row { tuple: &raw mut tuple, descriptor: (*self.relation).rd_att });
-                pg_sys::ReleaseBuffer(buffer);
-                value
-            })
-        }
+        // SAFETY: the relation is open.
+        let blocks = *self.blocks.get_or_init(|| unsafe { place::length(self.relation) });
+        // SAFETY: the table is open and has so many blocks.
+        unsafe { place::at(self.relation, blocks, tid, snapshot, f) }
     }
 
     /// # Safety

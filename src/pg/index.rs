@@ -11,11 +11,11 @@ pub enum Duplicate {
     Refuse,
 }
 
-/// Calls `f` with the table's indexes, one after the other, until it says false.
+/// Calls `f` with the table's indexes, one after the other, until it says false; says whether it never did.
 ///
 /// # Safety
 /// The table is open and locked. `f` keeps no index.
-unsafe fn each(table: pg_sys::Relation, lock: u32, mut f: impl FnMut(pg_sys::Relation) -> bool) -> bool {
+pub(super) unsafe fn each(table: pg_sys::Relation, lock: u32, mut f: impl FnMut(pg_sys::Relation) -> bool) -> bool {
     // SAFETY: the indexes are the table's own and open while they are used.
     unsafe {
         let indexes = pg_sys::RelationGetIndexList(table);
@@ -30,12 +30,15 @@ unsafe fn each(table: pg_sys::Relation, lock: u32, mut f: impl FnMut(pg_sys::Rel
 }
 
 /// Is the column of the index's own row in pg_index set?
-unsafe fn has(index: pg_sys::Relation, column: u32) -> bool {
+///
+/// # Safety
+/// The index is open.
+pub(super) unsafe fn has(index: pg_sys::Relation, column: u32) -> bool {
     // SAFETY: the index is open.
     unsafe { !pg_sys::heap_attisnull((*index).rd_indextuple, column as i32, std::ptr::null_mut()) }
 }
 
-/// Are all of them what `insert_entries` writes, with none that it would leave out?
+/// Are all of them what `insert_entries` writes, but for those of expressions and partial ones?
 ///
 /// # Safety
 /// The table is open and locked.
@@ -44,11 +47,7 @@ pub unsafe fn are_plain(table: pg_sys::Relation) -> bool {
     unsafe {
         each(table, pg_sys::AccessShareLock, |index| {
             let form = &*(*index).rd_index;
-            (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
-                && form.indimmediate
-                && !form.indisexclusion
-                && !has(index, pg_sys::Anum_pg_index_indpred)
-                && !has(index, pg_sys::Anum_pg_index_indexprs)
+            (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID && form.indimmediate && !form.indisexclusion
         })
     }
 }

@@ -20,6 +20,7 @@ pub mod lwlock;
 pub mod mapped_file;
 pub mod memory;
 pub mod place;
+pub mod planner;
 pub mod relation;
 pub mod role;
 pub mod session;

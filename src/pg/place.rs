@@ -1,5 +1,5 @@
-//! Rows of somebody else's table, read and updated where they were last seen: no plan, no index to search. What the current user may
-//! not read or write as it stands there, or what takes more than that, is left to a statement.
+//! Rows of somebody else's table, read and updated where they were last seen: no plan, no index to search. What the current user
+//! may not read or write as it stands there, or what takes more than that, is left to a statement.
 
 use crate::pg::index::{self, Duplicate};
 use crate::pg::relation::attribute;
@@ -27,8 +27,8 @@ impl Places {
         Self::open_for(table, pg_sys::ACL_SELECT)
     }
 
-    /// For `update`, under a writer's lock. None: as for `open`; or there is an index that takes more than a row's values. That no code of
-    /// the owner's runs with an update is the caller's to know: see `Relation::has_code`.
+    /// For `update`, under a writer's lock. None: as for `open`; or there is an index that takes more than a row's values. That no
+    /// code of the owner's runs with an update is the caller's to know: see `Relation::has_code`.
     pub fn open_to_update(table: Oid) -> Option<Self> {
         // SAFETY: the table is open, and locked by the caller.
         Self::open_for(table, pg_sys::ACL_SELECT | pg_sys::ACL_UPDATE).filter(|places| unsafe {
@@ -48,7 +48,7 @@ impl Places {
                 && !form.relrowsecurity
                 && has_all(table, rights);
             fit.then(|| {
-                places.blocks = pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
+                places.blocks = length(relation);
                 places
             })
         }
@@ -60,36 +60,29 @@ impl Places {
     }
 
     /// The number of a column; 0: there is none.
-    pub fn column(&self, name: &CStr) -> i32 {
+    pub fn column(&self, name: &str) -> i32 {
         // SAFETY: the table is open, and has so many columns.
         let is = |i: &usize| unsafe {
             let column = &*attribute((*self.relation).rd_att, *i);
-            !column.attisdropped && CStr::from_ptr(column.attname.data.as_ptr()) == name
+            !column.attisdropped && CStr::from_ptr(column.attname.data.as_ptr()).to_bytes() == name.as_bytes()
         };
         (0..self.width()).find(is).map_or(0, |i| i as i32 + 1)
     }
 
     /// The row at `tid`, if the active snapshot sees one there.
     pub fn read(&self, tid: u64) -> Option<Row> {
-        let position = item_pointer(tid);
-        if position.ip_posid == 0 || item_pointer_get_both(position).0 >= self.blocks {
-            return None;
-        }
-        let mut tuple = pg_sys::HeapTupleData { t_self: position, ..Default::default() };
-        let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;
-        // SAFETY: the table is open and has this block; the buffer is pinned until the copy is made.
+        // SAFETY: the table is open and has so many blocks; the tuple is copied while it is there.
         unsafe {
-            fetch(self.relation, pg_sys::GetActiveSnapshot(), &mut tuple, &mut buffer).then(|| {
-                let copy = pg_sys::heap_copytuple(&mut tuple);
-                pg_sys::ReleaseBuffer(buffer);
-                Row { tuple: copy, descriptor: (*self.relation).rd_att }
+            at(self.relation, self.blocks, tid, pg_sys::GetActiveSnapshot(), |row| Row {
+                tuple: pg_sys::heap_copytuple(row.tuple),
+                descriptor: row.descriptor,
             })
         }
     }
 
     /// Writes a version of the row, which was read with the latest snapshot, that has other values in some columns; by their
-    /// numbers. Waits for whoever is changing it. False: it was changed, or the new version is not one that the table allows. For the
-    /// transaction itself it is there after `xact::next_command`.
+    /// numbers. Waits for whoever is changing it. False: it was changed, or the new version is not one that the table allows. For
+    /// the transaction itself it is there after `xact::next_command`.
     pub fn update(&self, row: &Row, changes: &[(i32, Option<Datum>)]) -> bool {
         let width = self.width();
         let (mut values, mut nulls) = (vec![Datum::from(0); width], vec![false; width]);
@@ -159,7 +152,8 @@ fn has_all(table: Oid, rights: u32) -> bool {
 /// False: somebody has changed the row meanwhile.
 ///
 /// # Safety
-/// The relation is an open table under a writer's lock, `position` that of a row that its latest snapshot sees, and `tuple` the new version.
+/// The relation is an open table under a writer's lock, `position` that of a row that its latest snapshot sees, and `tuple` the
+/// new version.
 unsafe fn update(relation: pg_sys::Relation, position: pg_sys::ItemPointer, tuple: pg_sys::HeapTuple) -> bool {
     let mut failure = pg_sys::TM_FailureData::default();
     let mut mode = pg_sys::LockTupleMode::LockTupleExclusive;
@@ -181,21 +175,43 @@ unsafe fn update(relation: pg_sys::Relation, position: pg_sys::ItemPointer, tupl
     result == pg_sys::TM_Result::TM_Ok
 }
 
-/// Reads the version at a tid if the snapshot sees it, and pins its buffer.
+/// How many blocks the table has.
 ///
 /// # Safety
-/// The relation is an open table, the tuple says which row, and its block exists.
-pub(super) unsafe fn fetch(
-    relation: pg_sys::Relation,
-    snapshot: pg_sys::Snapshot,
-    tuple: &mut pg_sys::HeapTupleData,
-    buffer: &mut pg_sys::Buffer,
-) -> bool {
+/// The table is open.
+pub(super) unsafe fn length(table: pg_sys::Relation) -> u32 {
     // SAFETY: by the caller's promise.
+    unsafe { pg_sys::RelationGetNumberOfBlocksInFork(table, pg_sys::ForkNumber::MAIN_FORKNUM) }
+}
+
+/// Calls `f` with the version at a tid, if there is such a place and the snapshot sees it. The version is there until `f` returns.
+///
+/// # Safety
+/// The table is open and has so many blocks.
+pub(super) unsafe fn at<T>(
+    table: pg_sys::Relation,
+    blocks: u32,
+    tid: u64,
+    snapshot: pg_sys::Snapshot,
+    f: impl FnOnce(&Row) -> T,
+) -> Option<T> {
+    let position = item_pointer(tid);
+    if position.ip_posid == 0 || item_pointer_get_both(position).0 >= blocks {
+        return None;
+    }
+    let mut tuple = pg_sys::HeapTupleData { t_self: position, ..Default::default() };
+    let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;
+    // SAFETY: by the caller's promise; the buffer is pinned while the tuple is looked at. After an error the transaction's abort
+    // lets go of it.
     unsafe {
         #[cfg(feature = "pg14")]
-        return pg_sys::heap_fetch(relation, snapshot, tuple, buffer);
+        let seen = pg_sys::heap_fetch(table, snapshot, &mut tuple, &mut buffer);
         #[cfg(not(feature = "pg14"))]
-        pg_sys::heap_fetch(relation, snapshot, tuple, buffer, false)
+        let seen = pg_sys::heap_fetch(table, snapshot, &mut tuple, &mut buffer, false);
+        seen.then(|| {
+            let value = f(&Row { tuple: &raw mut tuple, descriptor: (*table).rd_att });
+            pg_sys::ReleaseBuffer(buffer);
+            value
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! What the catalogs say about a relation, read under a lock.
 
-use crate::pg::{encoding, role};
+use crate::pg::{encoding, index, role};
 use pgrx::pg_sys;
 use std::ffi::c_char;
 use std::sync::Once;
@@ -181,15 +181,8 @@ unsafe fn has_code(relation: pg_sys::Relation) -> bool {
         {
             return true;
         }
-        let indexes = pg_sys::RelationGetIndexList(relation);
-        let count = if indexes.is_null() { 0 } else { (*indexes).length as usize };
-        (0..count).any(|i| {
-            let index = pg_sys::index_open((*(*indexes).elements.add(i)).oid_value, pg_sys::AccessShareLock as i32);
-            let has =
-                |column: u32| !pg_sys::heap_attisnull((*index).rd_indextuple, column as i32, std::ptr::null_mut());
-            let computes = has(pg_sys::Anum_pg_index_indexprs) || has(pg_sys::Anum_pg_index_indpred);
-            pg_sys::index_close(index, pg_sys::NoLock as i32);
-            computes
+        !index::each(relation, pg_sys::AccessShareLock, |index| {
+            !index::has(index, pg_sys::Anum_pg_index_indexprs) && !index::has(index, pg_sys::Anum_pg_index_indpred)
         })
     }
 }

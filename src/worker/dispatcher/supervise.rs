@@ -129,13 +129,16 @@ impl Dispatcher {
     /// Finds claims whose jobs are no longer in the queue: cancelled, deleted, finished by somebody else.
     pub fn verify_claims(&mut self) {
         let mut withdrawn = Vec::new();
+        let queue = catalog::Queue::open();
         for claimed in self.claims.values() {
             let slot = &shmem::executors()[claimed.executor];
             if !slot.in_database(self.database) {
                 continue;
             }
             let assignment = slot.claim(claimed.number).assignment();
-            if !catalog::is_queued(assignment.job(), assignment.enqueued_at) {
+            let is_queued = queue.as_ref().is_some_and(|queue| queue.has(&assignment))
+                || catalog::is_queued(assignment.job(), assignment.enqueued_at);
+            if !is_queued {
                 withdrawn.push((claimed.executor, claimed.number, assignment));
             }
         }

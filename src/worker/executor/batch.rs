@@ -244,7 +244,7 @@ impl Found {
     fn look_where_they_were(&mut self, table: u32, jobs: &[Numbered]) {
         let Some(places) = Places::open(table.into()) else { return };
         let [id, payload, completed, cancelled] =
-            [c"id", c"payload", c"completed", c"cancelled"].map(|name| places.column(name));
+            ["id", "payload", "completed", "cancelled"].map(|name| places.column(name));
         for (_, assignment) in jobs {
             let Some(row) = places.read(assignment.row_tid) else { continue };
             if row.uuid(id) == Some(assignment.id) {

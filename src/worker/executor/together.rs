@@ -18,7 +18,6 @@ use crate::shmem::Assignment;
 use crate::submit;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Datum;
-use std::ffi::CStr;
 
 /// A job whose handler has returned, and whose completion is to be written.
 #[derive(Clone, Copy)]
@@ -53,8 +52,8 @@ fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
     if reached == jobs.len() {
         return reached;
     }
-    // Rows that were changed meanwhile, by a client or for their progress, are elsewhere now. Those that were reached are finished, so
-    // that they are not reached again.
+    // Rows that were changed meanwhile, by a client or for their progress, are elsewhere now. Those that were reached are
+    // finished, so that they are not reached again.
     let refs = jobs.iter().map(|job| job.assignment.job()).collect();
     guc::nested(|| {
         // As for `Statements::load_many`.
@@ -79,15 +78,13 @@ fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
 
 /// The same below SQL, for rows that are where they were when they were loaded. The table is a plain one: see `Statements::plain`.
 fn complete_where_they_were(table: &Statements, jobs: &[Returned], finished_at: Timestamp) -> usize {
-    let Some(places) = jobs.first().and_then(|job| Places::open_to_update(job.assignment.table.into())) else {
-        return 0;
-    };
-    let column = |name: &CStr| places.column(name);
-    let optional = |name: &CStr| if table.writes(name) { column(name) } else { 0 };
-    let (id, completed, cancelled) = (column(c"id"), column(c"completed"), column(c"cancelled"));
-    let (progress, result) = (column(c"progress"), column(c"result"));
-    let (attempts, started_at) = (optional(c"attempts"), optional(c"started_at"));
-    let last = optional(c"finished_at");
+    let Some(places) = Places::open_to_update(jobs[0].assignment.table.into()) else { return 0 };
+    let column = |name: &str| places.column(name);
+    let optional = |name: &str| if table.writes(name) { column(name) } else { 0 };
+    let (id, completed, cancelled) = (column("id"), column("completed"), column("cancelled"));
+    let (progress, result) = (column("progress"), column("result"));
+    let (attempts, started_at) = (optional("attempts"), optional("started_at"));
+    let last = optional("finished_at");
     let mut changes = Vec::with_capacity(6);
     let reached = xact::with_latest_snapshot(|| {
         let finish = |job: &&Returned| {

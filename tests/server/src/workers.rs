@@ -1,6 +1,7 @@
 //! The extension's processes in an application's database, for tests that wait for them or end them.
 
-use crate::App;
+use crate::wait::yes;
+use crate::{App, Cluster, Signal};
 
 impl App<'_> {
     /// How many processes of the extension work in this database. Asked from another one: this may just be locked or dropped.
@@ -32,9 +33,48 @@ impl App<'_> {
         self.admin().batch_execute(end).unwrap_or_else(|e| panic!("{end}: {e:?}"));
     }
 
+    /// Those of a kind ("executor", "dispatcher") in this database.
+    #[must_use]
+    pub fn pids(&self, kind: &str) -> Vec<u32> {
+        let query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background_jobs ' || $1 AND datname = current_database()";
+        let rows = self.admin().query(query, &[&kind]);
+        rows.unwrap_or_else(|e| panic!("{query}: {e:?}")).iter().map(|row| row.get::<_, i32>(0) as u32).collect()
+    }
+
+    /// Waits until these processes have nothing to do. They sleep for a moment between two steps, too, so one look is not enough.
+    pub fn wait_asleep(&self, pids: &[u32]) {
+        let mut times = 0;
+        self.cluster.wait_until("the processes to have nothing to do", || {
+            times = if pids.iter().all(sleeps) { times + 1 } else { 0 };
+            yes(times == 30)
+        });
+    }
+
     fn count_activity(&self, which: &str) -> i64 {
         let query = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND {which}");
         let row = self.cluster.admin("postgres").query_one(&query, &[&self.database]);
         row.unwrap_or_else(|e| panic!("{query}: {e:?}")).get(0)
+    }
+}
+
+fn sleeps(pid: &u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+}
+
+/// A process that stands still until this is dropped.
+pub struct Still<'a>(&'a Cluster, u32);
+
+impl<'a> Still<'a> {
+    #[must_use]
+    pub fn new(cluster: &'a Cluster, pid: u32) -> Self {
+        cluster.kill(pid, Signal::SIGSTOP);
+        Self(cluster, pid)
+    }
+}
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.0.kill(self.1, Signal::SIGCONT);
     }
 }

@@ -73,6 +73,27 @@ fn a_queue_that_was_analyzed_while_it_was_empty_is_read_once() {
     assert!(app.one::<bool>(&format!("SELECT {by_order} AND NOT {by_id}"), &[]));
 }
 
+/// Of a table with a row or two on many pages every plan seems to cost nothing, one that reads all of the other index as well.
+#[test]
+fn jobs_are_found_by_the_index_of_their_ids_whatever_vacuum_has_found() {
+    const CANCELLED: i64 = 50;
+    let cluster = Cluster::builder().conf("background_jobs.enabled", "off").conf("autovacuum", "off").start();
+    let mut app = App::with_table(&cluster, "by_id");
+    noting(&mut app);
+    app.sql("INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"noted\"}' FROM generate_series(1, 10000)");
+    app.admin()
+        .batch_execute(
+            "ANALYZE background_jobs.queued_job;
+             UPDATE pg_class SET reltuples = 1, relpages = 13987 WHERE oid = 'background_jobs.queued_job'::regclass",
+        )
+        .unwrap();
+    let cancel = "UPDATE background_jobs SET cancelled = true WHERE id IN (SELECT id FROM background_jobs LIMIT $1)";
+    assert_eq!(app.execute(cancel, &[&CANCELLED]), CANCELLED as u64);
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]), 10_000 - CANCELLED);
+    let scans = "SELECT pg_stat_get_numscans('background_jobs.queued_job_pkey'::regclass)";
+    app.wait_true(&format!("SELECT ({scans}) >= {CANCELLED}"));
+}
+
 #[test]
 fn savepoints() {
     let mut app = SHARED.app("savepoints");

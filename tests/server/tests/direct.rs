@@ -1,8 +1,7 @@
 //! A session that commits a single job hands it to an idle executor itself, as long as the dispatcher is quiet. Here the dispatcher
 //! stands still, so that nobody else can have done it.
 
-use server_tests::wait::yes;
-use server_tests::{App, Builder, Cluster, Group, Signal, Uuid, json};
+use server_tests::{App, Builder, Cluster, Group, Still, Uuid, json};
 
 /// As many executors as the tests want at once: none has to give way to another's.
 static SHARED: Group = Group::new(|| {
@@ -13,41 +12,11 @@ static SHARED: Group = Group::new(|| {
 
 const HELD: &str = "PERFORM note(); PERFORM reach((payload ->> 'n')::int); PERFORM await_gate('go'); RETURN NULL;";
 
-fn pids(app: &App, kind: &str) -> Vec<u32> {
-    let query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background_jobs ' || $1 AND datname = current_database()";
-    app.admin().query(query, &[&kind]).unwrap().iter().map(|row| row.get::<_, i32>(0) as u32).collect()
-}
-
-fn sleeps(pid: &u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
-}
-
-/// Waits until these processes have nothing to do. They sleep for a moment between two steps, too, so one look is not enough.
-fn wait_asleep(app: &App, pids: &[u32]) {
-    let mut times = 0;
-    app.cluster.wait_until("the processes to have nothing to do", || {
-        times = if pids.iter().all(sleeps) { times + 1 } else { 0 };
-        yes(times == 20)
-    });
-}
-
 /// The dispatcher, standing still in its sleep until this is dropped.
-struct Still<'a>(&'a Cluster, u32);
-
-impl<'a> Still<'a> {
-    fn new(app: &App<'a>) -> Self {
-        let pids = pids(app, "dispatcher");
-        wait_asleep(app, &pids);
-        app.cluster.kill(pids[0], Signal::SIGSTOP);
-        Self(app.cluster, pids[0])
-    }
-}
-
-impl Drop for Still<'_> {
-    fn drop(&mut self) {
-        self.0.kill(self.1, Signal::SIGCONT);
-    }
+fn still_dispatcher<'a>(app: &App<'a>) -> Still<'a> {
+    let pids = app.pids("dispatcher");
+    app.wait_asleep(&pids);
+    Still::new(app.cluster, pids[0])
 }
 
 /// So many executors are there.
@@ -69,8 +38,8 @@ fn scene(name: &str, executors: usize) -> App<'static> {
 
 /// A job runs at once, if one of the executors is idle that are not at work for long.
 fn runs(app: &mut App) -> Uuid {
-    let executors = pids(app, "executor");
-    wait_asleep(app, &executors);
+    let executors = app.pids("executor");
+    app.wait_asleep(&executors);
     let id = app.submit("noted", json!({"n": 7}));
     assert_eq!(app.wait_final(id).result, Some(json!(7)));
     assert_eq!(app.noted(id), 1);
@@ -80,7 +49,7 @@ fn runs(app: &mut App) -> Uuid {
 #[test]
 fn single_jobs_run_while_the_dispatcher_stands_still_and_it_counts_them_later() {
     let mut app = scene("still", 1);
-    let still = Still::new(&app);
+    let still = still_dispatcher(&app);
     for _ in 0..10 {
         runs(&mut app);
     }
@@ -100,7 +69,7 @@ fn a_job_of_a_handler_that_may_run_only_so_often_at_once_waits_for_the_dispatche
     // The registration is known to the dispatcher.
     let id = app.submit("limited", json!({}));
     app.wait_final(id);
-    let still = Still::new(&app);
+    let still = still_dispatcher(&app);
     let id = app.submit("limited", json!({}));
     runs(&mut app);
     assert_eq!((app.row(id).completed, app.noted(id)), (false, 0));
@@ -111,9 +80,9 @@ fn a_job_of_a_handler_that_may_run_only_so_often_at_once_waits_for_the_dispatche
 #[test]
 fn what_is_submitted_again_under_the_id_of_a_running_job_waits_for_its_end() {
     let mut app = scene("again", 2);
-    let still = Still::new(&app);
+    let still = still_dispatcher(&app);
     runs(&mut app);
-    wait_asleep(&app, &pids(&app, "executor"));
+    app.wait_asleep(&app.pids("executor"));
     let id = app.submit("held", json!({"n": 10}));
     app.wait_reached(10);
     let insert = "INSERT INTO background_jobs (id, payload) VALUES ($1, '{\"handler\": \"held\", \"n\": 11}')";
@@ -139,8 +108,8 @@ fn a_job_that_was_handed_over_is_cancelled_and_timed_out_like_any_other() {
     );
     let id = app.submit("slow", json!({}));
     assert_eq!(app.wait_final(id).error("sqlstate"), Some(&json!("57014")));
-    let still = Still::new(&app);
-    wait_asleep(&app, &pids(&app, "executor"));
+    let still = still_dispatcher(&app);
+    app.wait_asleep(&app.pids("executor"));
     let id = app.submit("held", json!({"n": 21}));
     app.wait_reached(21);
     app.execute("UPDATE background_jobs SET cancelled = true WHERE id = $1", &[&id]);

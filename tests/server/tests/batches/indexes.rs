@@ -3,6 +3,7 @@
 use crate::SHARED;
 use crate::scene::{DRAIN, N, NOTED, alone, check_others, in_one_batch, insert, scene, shared, warm};
 use server_tests::App;
+use server_tests::wait::yes;
 
 fn run_batch(app: &mut App) {
     in_one_batch(app, |app| app.sql(&insert("noted", "")));
@@ -98,18 +99,55 @@ fn a_constraint_of_the_table_that_one_result_breaks_fails_that_job_alone() {
     }
 }
 
+/// As an UPDATE would be refused, so is a completion without one.
 #[test]
-fn an_owner_without_the_right_to_update_completes_nothing_until_the_right_is_back() {
+fn an_owner_who_may_not_update_the_table_completes_nothing_until_that_is_over() {
     let _alone = alone();
-    let mut app = SHARED.app("rights");
-    app.handler_with("noted", NOTED, "max_attempts => 100, retry_delay => '100 ms', max_retry_delay => '100 ms'");
-    warm(&mut app, "noted");
-    let role = server_tests::ident(&app.role);
-    app.sql(&format!("REVOKE UPDATE ON background_jobs FROM {role}"));
-    in_one_batch(&mut app, |app| app.sql(&insert("noted", "")));
-    app.wait_true("SELECT EXISTS (SELECT FROM background_jobs.attempts WHERE error ->> 'sqlstate' = '42501')");
-    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs WHERE completed", &[]), 0);
-    app.sql(&format!("GRANT UPDATE ON background_jobs TO {role}"));
+    for (name, forbid, allow, state) in [
+        (
+            "rights",
+            "REVOKE UPDATE ON background_jobs FROM current_user",
+            "GRANT UPDATE ON background_jobs TO current_user",
+            "42501",
+        ),
+        (
+            "identity",
+            "ALTER TABLE background_jobs REPLICA IDENTITY NOTHING",
+            "ALTER TABLE background_jobs REPLICA IDENTITY DEFAULT",
+            "55000",
+        ),
+    ] {
+        let mut app = SHARED.app(name);
+        app.handler_with("noted", NOTED, "max_attempts => 100, retry_delay => '100 ms', max_retry_delay => '100 ms'");
+        warm(&mut app, "noted");
+        app.admin().batch_execute("CREATE PUBLICATION published FOR TABLE background_jobs").unwrap();
+        app.sql(forbid);
+        in_one_batch(&mut app, |app| app.sql(&insert("noted", "")));
+        let refused = "SELECT EXISTS (SELECT FROM background_jobs.attempts WHERE error ->> 'sqlstate' = $1)";
+        app.cluster.wait_until("an attempt to be refused", || yes(app.one::<bool>(refused, &[&state])));
+        assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs WHERE completed", &[]), 0, "{name}");
+        app.sql(allow);
+        check_once(&mut app);
+    }
+}
+
+/// What the owner may not read is not read without SQL either: nothing runs, and nobody is charged.
+#[test]
+fn jobs_of_an_owner_who_may_not_read_the_table_wait_until_that_is_over() {
+    let _alone = alone();
+    let mut app = scene("unread");
+    let executors = app.pids("executor");
+    in_one_batch(&mut app, |app| {
+        app.sql(&insert("noted", ""));
+        app.sql("REVOKE SELECT ON background_jobs FROM current_user");
+    });
+    app.wait_asleep(&executors);
+    app.sql("GRANT SELECT ON background_jobs TO current_user");
+    check_once(&mut app);
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.attempts", &[]), 0);
+}
+
+fn check_once(app: &mut App) {
     app.wait_drained(DRAIN);
     assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs WHERE completed AND progress = 1", &[]), N);
     assert_eq!(app.one::<i64>("SELECT count(*) FROM ledger", &[]), N);

@@ -2,11 +2,9 @@
 
 use crate::SHARED;
 use crate::scene::{
-    DRAIN, N, NOTED, alone, check_others, in_one_batch, in_one_batch_then, insert, pid, scene, shared, sleeps, stop,
-    warm,
+    DRAIN, N, NOTED, alone, check_others, in_one_batch, in_one_batch_then, insert, scene, shared, warm,
 };
-use server_tests::App;
-use server_tests::wait::yes;
+use server_tests::{App, Still};
 
 fn check_all(app: &mut App) {
     app.wait_drained(DRAIN);
@@ -99,20 +97,20 @@ fn jobs_that_are_submitted_again_before_their_batch_is_loaded_are_started_once()
     app.handler("noted", &format!("PERFORM nextval('starts'); {NOTED}"));
     warm(&mut app, "noted");
     app.sql("ALTER SEQUENCE starts RESTART");
-    let (executor, dispatcher) = (pid(&mut app, "executor"), pid(&mut app, "dispatcher"));
+    let (executor, dispatcher) = (app.pids("executor"), app.pids("dispatcher"));
     let (cluster, mut stopped) = (app.cluster, None);
     in_one_batch_then(
         &mut app,
         |app| app.sql(&insert("noted", "")),
         |app| {
-            stopped = Some(stop(cluster, dispatcher));
+            stopped = Some(Still::new(cluster, dispatcher[0]));
             app.sql(
                 "WITH former AS (DELETE FROM background_jobs RETURNING *)
                  INSERT INTO background_jobs (id, payload) SELECT id, payload || '{\"again\": true}' FROM former",
             );
         },
     );
-    cluster.wait_until("the executor to have done with the former ones", || yes(sleeps(executor)));
+    app.wait_asleep(&executor);
     drop(stopped);
     app.wait_drained(DRAIN);
     check_others(&mut app, &[]);

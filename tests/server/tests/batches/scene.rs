@@ -2,7 +2,7 @@
 
 use crate::SHARED;
 use server_tests::wait::yes;
-use server_tests::{App, Cluster, Signal, Uuid, json};
+use server_tests::{App, Still, Uuid, json};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,43 +62,15 @@ pub fn in_one_batch_then(app: &mut App, fill: impl FnOnce(&mut App), then: impl 
     let cluster = app.cluster;
     // What was counted is written when it has been idle for a while; then it waits for its latch and holds nothing.
     app.wait_true("SELECT (SELECT coalesce(sum(completed), 0) FROM background_jobs.handler_stats) = (SELECT sum(jobs) FROM warmed)");
-    let (executor, dispatcher) = (pid(app, "executor"), pid(app, "dispatcher"));
-    cluster.wait_until("the executor to be idle", || yes(sleeps(executor)));
-    let resumed = stop(cluster, executor);
+    let (executors, dispatchers) = (app.pids("executor"), app.pids("dispatcher"));
+    app.wait_asleep(&executors);
+    let still = Still::new(cluster, executors[0]);
     fill(app);
-    // It sleeps for a moment between two steps, too, so one look is not enough; and nothing tells how full the mailbox is: the
-    // views show the job that runs. Should it be wrong once, the batch is a shorter one. That there are any is what `shared` is for.
-    let mut still = 0;
-    cluster.wait_until("the dispatcher to have nothing to do", || {
-        still = if sleeps(dispatcher) { still + 1 } else { 0 };
-        yes(still == 30)
-    });
+    // Nothing tells how full the mailbox is: the views show the job that runs. Should the dispatcher not be done yet, the batch is a
+    // shorter one. That there are any is what `shared` is for.
+    app.wait_asleep(&dispatchers);
     then(app);
-    drop(resumed);
-}
-
-pub fn pid(app: &mut App, kind: &str) -> u32 {
-    let find = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background_jobs ' || $1 AND datname = current_database()";
-    app.admin().query_one(find, &[&kind]).unwrap().get::<_, i32>(0) as u32
-}
-
-/// Stops a process until the value is dropped.
-pub fn stop(cluster: &Cluster, pid: u32) -> Resumed<'_> {
-    cluster.kill(pid, Signal::SIGSTOP);
-    Resumed(cluster, pid)
-}
-
-pub struct Resumed<'a>(&'a Cluster, u32);
-
-impl Drop for Resumed<'_> {
-    fn drop(&mut self) {
-        self.0.kill(self.1, Signal::SIGCONT);
-    }
-}
-
-pub fn sleeps(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+    drop(still);
 }
 
 pub fn id_of(app: &mut App, n: i64) -> Uuid {
