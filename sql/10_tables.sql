@@ -25,7 +25,7 @@ CREATE TABLE background_jobs.queued_job (
     -- 0 immediate, 1 scheduled, 2 retry, 3 quarantine (src/job.rs, Timing)
     timing       smallint NOT NULL,
     run_at       timestamptz NOT NULL,
-    -- with job_table and job_id the identity of one submission
+    -- with job_table and job_id the identity of one submission; no two of a server are alike (submit::arrival)
     enqueued_at  timestamptz NOT NULL,
     lane         bigint NOT NULL GENERATED ALWAYS AS (background_jobs.lane_of(handler, priority, timing)) STORED,
     attempts     integer NOT NULL DEFAULT 0,
@@ -44,7 +44,7 @@ CREATE TABLE background_jobs.queued_job (
 
 -- The order in which jobs are handed out, lane by lane.
 CREATE INDEX queued_job_order
-    ON background_jobs.queued_job (job_table, lane, run_at, job_id) WITH (deduplicate_items = off);
+    ON background_jobs.queued_job (job_table, lane, run_at, enqueued_at) WITH (deduplicate_items = off);
 
 CREATE UNIQUE INDEX queued_job_key
     ON background_jobs.queued_job (job_table, job_key) WHERE job_key IS NOT NULL;

@@ -66,7 +66,7 @@ impl Timing {
     }
 }
 
-/// The jobs that are handed out in one order: `run_at`, then id. Between lanes a lower priority goes first,
+/// The jobs that are handed out in one order: `run_at`, then arrival. Between lanes a lower priority goes first,
 /// and lanes of the same priority take turns, so that a flood of one handler hides nobody's jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneKey {

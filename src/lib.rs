@@ -70,6 +70,7 @@ mod api;
 mod catalog;
 mod databases;
 mod destinations;
+mod gathered;
 mod gucs;
 mod handler;
 mod inserted;
@@ -108,6 +109,7 @@ pub extern "C-unwind" fn _PG_init() {
     pg::xact::on_end(notes::on_end);
     pg::utility::install(databases::callbacks());
     pg::planner::install();
+    pg::statement::install(gathered::queue);
     if !pg::bgworker::in_binary_upgrade() {
         worker::register_launcher();
     }

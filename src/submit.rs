@@ -1,38 +1,36 @@
 //! How jobs get into the queue and out of it: the row triggers. They write the queue within the client's transaction and take
 //! notes of what the dispatcher has to be told when it commits (`notes`).
 
-use crate::catalog::{self, NewJob};
+use crate::catalog::{self, Destination, NewJob};
 use crate::destinations;
+use crate::gathered;
 use crate::inserted;
-use crate::job::{JobRef, Timing, Waiting, format_id, handler_name};
+use crate::job::{JobRef, Timing, format_id, handler_name};
 use crate::job_table::Options;
-use crate::notes::{self, Submitted};
+use crate::notes;
 use crate::pg::call;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::encoding::from_text;
 use crate::pg::error::PgError;
 use crate::pg::relation::{self, root_of_trigger};
 use crate::pg::role::bookkeeping;
+use crate::pg::shmem as pg_shmem;
 use crate::pg::spi::{self, uuid_bytes};
+use crate::pg::statement::{self, Number};
 use crate::pg::trigger::{Call, Event, Row};
 use crate::planted::{self, Bug};
 use crate::protocol::{self, Flags};
+use crate::shmem;
 use pgrx::{PgSqlErrorCode, pg_sys};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 
 thread_local! {
-    static LAST_ARRIVAL: Cell<Timestamp> = const { Cell::new(0) };
     static FINISHING: RefCell<Vec<JobRef>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The next arrival time of this session: later than the one before, so that rows keep the order of their insertion.
+/// The time of the next arrival: later than the one before, so that rows keep the order of their insertion.
 pub fn arrival() -> Timestamp {
-    let now = clock::now();
-    let next = now.max(LAST_ARRIVAL.get().saturating_add(1));
-    // A clock that was set back must not keep us ahead of it for long.
-    let arrival = if next > now + 1_000_000 { now } else { next };
-    LAST_ARRIVAL.set(arrival);
-    arrival
+    if pg_shmem::attached() { shmem::arrival() } else { clock::now() }
 }
 
 /// Runs `f`, which finishes these jobs: its own UPDATE is not a client's.
@@ -110,7 +108,8 @@ pub fn submit(call: &Call) {
         return;
     }
     let table = job_table_of(call);
-    submit_row(&row, table, &options_of(call), taken_id(call));
+    let submission = submission(&row, table, &options_of(call));
+    queue_for(statement::collecting(call), submission, taken_id(call));
     inserted::note(job_of(&row, table));
 }
 
@@ -124,7 +123,8 @@ fn taken_id(call: &Call) -> Taken {
     if call.relation_is_partition() { Taken::Refuse } else { Taken::Replace }
 }
 
-fn submit_row(row: &Row, table: u32, options: &Options, taken: Taken) {
+/// What a row submits.
+fn submission(row: &Row, table: u32, options: &Options) -> NewJob {
     let column = |name: &str| options.uses(name).then(|| string(row, name)).flatten();
     let handler = column("handler").or_else(|| {
         let payload = row.get("payload", pg_sys::JSONBOID)?;
@@ -134,7 +134,7 @@ fn submit_row(row: &Row, table: u32, options: &Options, taken: Taken) {
     let asked = options.uses("run_at").then(|| row.get("run_at", pg_sys::TIMESTAMPTZOID)).flatten();
     let (timing, run_at) = schedule(asked.map(|datum| datum.value() as Timestamp), arrival);
     let number = |name: &str, type_id| options.uses(name).then(|| row.get(name, type_id)).flatten();
-    let new = NewJob {
+    NewJob {
         job: job_of(row, table),
         handler: handler_name(handler),
         priority: number("priority", pg_sys::INT2OID).map(|datum| datum.value() as i16),
@@ -145,8 +145,7 @@ fn submit_row(row: &Row, table: u32, options: &Options, taken: Taken) {
         queue: column("queue"),
         job_key: column("job_key"),
         row_tid: row.tid(),
-    };
-    queue(new, taken);
+    }
 }
 
 /// What becomes of a queued job that has the id of a new one.
@@ -156,18 +155,26 @@ pub enum Taken {
     Refuse,
 }
 
+/// A job on its quick way into the queue.
+pub struct Submission {
+    pub new: NewJob,
+    pub destination: Destination,
+    pub taken: Taken,
+}
+
 /// Queues a job for whoever the caller is, and takes the note.
 pub fn queue(new: NewJob, taken: Taken) {
+    queue_for(None, new, taken);
+}
+
+/// The same, for a statement: at the latest when it ends.
+fn queue_for(statement: Option<Number>, new: NewJob, taken: Taken) {
     let new = at_least_one_attempt(new);
-    let quick = destinations::of(new.job.table, &new.handler)
-        .and_then(|destination| Some((catalog::insert(&new, &destination)?, destination.owner)));
-    match quick {
-        Some(((lane, tid), owner)) => {
-            let NewJob { job, run_at, enqueued_at, max_attempts, row_tid, .. } = new;
-            let waiting = Waiting { id: job.id, run_at, enqueued_at, attempts: 0, max_attempts, tid, row_tid };
-            notes::note_change(lane, run_at, Some(Submitted { waiting, owner }));
-        }
-        None => requeue(new, taken),
+    let destination = if new.job_key.is_none() { destinations::of(new.job.table, &new.handler) } else { None };
+    match (destination, statement) {
+        (None, _) => requeue(new, taken),
+        (Some(destination), None) => gathered::insert(vec![Submission { new, destination, taken }]),
+        (Some(destination), Some(statement)) => gathered::add(statement, Submission { new, destination, taken }),
     }
 }
 
@@ -228,7 +235,7 @@ pub fn withdraw(call: &Call) {
                 take_out(before);
             }
             if change.submit {
-                submit_row(&new, table, &options_of(call), taken_id(call));
+                queue(submission(&new, table, &options_of(call)), taken_id(call));
             }
         }
         (Event::Delete, true, Some(old), _) => {

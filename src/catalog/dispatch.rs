@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A place in a lane.
-pub type Position = (Timestamp, JobId);
+/// A place in a lane: when a job is due there, and when it arrived.
+pub type Position = (Timestamp, Timestamp);
 
 /// The lanes with jobs in them whose handler is registered. Walks from lane to lane, not from job to job.
 pub fn lanes() -> Vec<LaneKey> {
@@ -42,9 +42,9 @@ pub fn next_in_lane(lane: &LaneKey, after: &Position, limit: usize) -> Vec<Waiti
     let rows = statement!(
         "SELECT job_id, run_at, enqueued_at, attempts, max_attempts, ctid, row_tid FROM background_jobs.queued_job
           WHERE job_table = $1 AND lane = background_jobs.lane_of($2, $3, $4) AND handler = $2
-            AND (run_at, job_id) > ($5, $6)
-          ORDER BY run_at, job_id LIMIT $7",
-        [OID, TEXT, INT2, INT2, TIME, UUID, INT8]
+            AND (run_at, enqueued_at) > ($5, $6)
+          ORDER BY run_at, enqueued_at LIMIT $7",
+        [OID, TEXT, INT2, INT2, TIME, TIME, INT8]
     )
     .read(
         &[
@@ -53,7 +53,7 @@ pub fn next_in_lane(lane: &LaneKey, after: &Position, limit: usize) -> Vec<Waiti
             int2(lane.priority),
             int2(lane.timing as i16),
             timestamp(after.0),
-            uuid(&after.1),
+            timestamp(after.1),
             Some(Datum::from(limit as i64)),
         ],
         0,

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pg::heap;
+use crate::submit::Submission;
 
 /// A job as it enters the queue.
 #[derive(Debug, Clone)]
@@ -21,39 +22,38 @@ pub struct NewJob {
 }
 
 impl NewJob {
-    fn lane(&self, priority: i16) -> LaneKey {
+    pub fn lane(&self, priority: i16) -> LaneKey {
         LaneKey { table: self.job.table, handler: self.handler.clone(), priority, timing: self.timing }
     }
 }
 
-/// The quick way into the queue, without SQL, for the ordinary case: no key, and nothing there under the same id. None: it is
-/// not that case, use `enqueue`. Needs no `bookkeeping`.
-pub fn insert(new: &NewJob, destination: &Destination) -> Option<(LaneKey, Tid)> {
-    if new.job_key.is_some() {
-        return None;
-    }
-    let queue = heap::Table::open(c"queued_job")?;
-    let priority = new.priority.unwrap_or(destination.priority);
-    let row = item_pointer(new.row_tid);
-    let tid = queue.insert(&[
-        uuid(&new.job.id),
-        table(new.job.table),
-        int2(priority),
-        int2(new.timing as i16),
-        timestamp(new.run_at),
-        timestamp(new.enqueued_at),
-        // As the column generates it.
-        Some(Datum::from(destination.lanes + ((i64::from(priority) + 32768) << 2 | new.timing as i64))),
-        int4(0),
-        int2(0),
-        (new.row_tid != 0).then(|| Datum::from(std::ptr::from_ref(&row))),
-        text(&new.handler),
-        new.max_attempts.and_then(int4),
-        new.queue.as_deref().and_then(text),
-        None,
-        None,
-    ]);
-    tid.map(|tid| (new.lane(priority), tid))
+/// The quick way into the queue, without SQL, for the ordinary case: no key, and nothing there under the same id. Tells where
+/// the jobs are; none: it is not that case, use `enqueue`. Needs no `bookkeeping`.
+pub fn insert(submissions: &[Submission]) -> Vec<Option<Tid>> {
+    let Some(queue) = heap::Table::open(c"queued_job") else { return vec![None; submissions.len()] };
+    let row_tids: Vec<_> = submissions.iter().map(|submission| item_pointer(submission.new.row_tid)).collect();
+    let row = |(Submission { new, destination, .. }, row_tid): (&Submission, _)| {
+        let priority = destination.priority_of(new);
+        [
+            uuid(&new.job.id),
+            table(new.job.table),
+            int2(priority),
+            int2(new.timing as i16),
+            timestamp(new.run_at),
+            timestamp(new.enqueued_at),
+            // As the column generates it.
+            Some(Datum::from(destination.lanes + ((i64::from(priority) + 32768) << 2 | new.timing as i64))),
+            int4(0),
+            int2(0),
+            (new.row_tid != 0).then(|| Datum::from(std::ptr::from_ref(row_tid))),
+            text(&new.handler),
+            new.max_attempts.and_then(int4),
+            new.queue.as_deref().and_then(text),
+            None,
+            None,
+        ]
+    };
+    queue.insert(&submissions.iter().zip(&row_tids).map(row).collect::<Vec<_>>())
 }
 
 /// Queues a job and returns its lane. What is in the queue under its id gives way, unless `or_leave`: then None.

@@ -1,17 +1,15 @@
 //! Rows of the extension's own tables, written without SQL: no plan, no settings, no switch of user, because below SQL nobody
 //! asks for privileges. For tables without triggers, constraints but NOT NULL, expressions and generated columns only.
 
-use crate::pg::index::{self, Duplicate};
 use crate::pg::place;
 pub use crate::pg::place::Row;
-use pgrx::itemptr::item_pointer_to_u64;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::{Cell, OnceCell};
 use std::ffi::CStr;
 
 /// A table of the extension, open and locked as by a writer until the transaction ends.
 pub struct Table {
-    relation: pg_sys::Relation,
+    pub(super) relation: pg_sys::Relation,
     /// Its length. Nobody can make it shorter under the lock.
     blocks: OnceCell<u32>,
 }
@@ -147,35 +145,6 @@ impl Table {
             pg_sys::TM_Result::TM_Ok => Deleted::Yes,
             pg_sys::TM_Result::TM_Deleted => Deleted::No,
             _ => Deleted::Changed,
-        }
-    }
-
-    /// Inserts a row with its entries in all indexes but the partial ones, none of which may apply to it. `values` has one
-    /// element for each column, in their order. Returns its tid; none: a unique index has, or may soon have, its key already,
-    /// and the row is not there.
-    pub fn insert(&self, values: &[Option<Datum>]) -> Option<u64> {
-        let mut plain: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
-        let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
-        // SAFETY: the table is open, and the arrays have as many elements as it has columns.
-        unsafe {
-            let descriptor = (*self.relation).rd_att;
-            assert_eq!(
-                (*descriptor).natts as usize,
-                values.len(),
-                "the table has other columns than this version knows"
-            );
-            let tuple = pg_sys::heap_form_tuple(descriptor, plain.as_mut_ptr(), nulls.as_mut_ptr());
-            pg_sys::simple_heap_insert(self.relation, tuple);
-            let position = &raw mut (*tuple).t_self;
-            let unique = index::insert_entries(self.relation, &plain, &nulls, position, Duplicate::Tell);
-            if !unique {
-                // What a command has written it cannot delete itself.
-                pg_sys::CommandCounterIncrement();
-                pg_sys::simple_heap_delete(self.relation, &raw mut (*tuple).t_self);
-            }
-            let tid = item_pointer_to_u64((*tuple).t_self);
-            pg_sys::heap_freetuple(tuple);
-            unique.then_some(tid)
         }
     }
 }

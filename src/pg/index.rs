@@ -52,20 +52,22 @@ pub unsafe fn are_plain(table: pg_sys::Relation) -> bool {
     }
 }
 
-/// Inserts the row's entries into all indexes but the partial ones, none of which may apply to it. False: a unique index has, or may
-/// soon have, its key already.
+/// A row that the table has.
+pub struct Entry<'row> {
+    /// One for each column.
+    pub values: &'row [Datum],
+    pub nulls: &'row [bool],
+    pub position: pg_sys::ItemPointerData,
+}
+
+/// Inserts the rows' entries into all indexes but the partial ones, none of which may apply to them. Tells of each row whether it has
+/// them; if not, a unique index has, or may soon have, its key already.
 ///
 /// # Safety
-/// The table is open and locked by a writer, and has no indexes of expressions; `position` is where it has the row with these values,
-/// one for each column.
-pub unsafe fn insert_entries(
-    table: pg_sys::Relation,
-    values: &[Datum],
-    nulls: &[bool],
-    position: pg_sys::ItemPointer,
-    duplicate: Duplicate,
-) -> bool {
-    // SAFETY: an index has no more columns than the arrays have elements, and each is a column of the table, because there are no
+/// The table is open and locked by a writer, has no indexes of expressions, and has these rows.
+pub unsafe fn insert_entries(table: pg_sys::Relation, rows: &mut [Entry], duplicate: Duplicate) -> Vec<bool> {
+    let mut unique = vec![true; rows.len()];
+    // SAFETY: an index has no more columns than a row has values, and each is a column of the table, because there are no
     // expressions.
     unsafe {
         each(table, pg_sys::RowExclusiveLock, |index| {
@@ -73,22 +75,28 @@ pub unsafe fn insert_entries(
             if !form.indisready || has(index, pg_sys::Anum_pg_index_indpred) {
                 return true;
             }
-            let mut keys = [Datum::from(0); pg_sys::INDEX_MAX_KEYS as usize];
-            let mut key_nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
-            for (key, column) in form.indkey.values.as_slice(form.indnatts as usize).iter().enumerate() {
-                let column = *column as usize - 1;
-                (keys[key], key_nulls[key]) = (values[column], nulls[column]);
-            }
+            let columns = form.indkey.values.as_slice(form.indnatts as usize);
             let check = match duplicate {
                 _ if !form.indisunique => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
                 Duplicate::Tell => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL,
                 Duplicate::Refuse => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES,
             };
-            let (keys, key_nulls) = (keys.as_mut_ptr(), key_nulls.as_mut_ptr());
-            // What a B-tree does not ask for.
-            let info = std::ptr::null_mut();
-            let unique = pg_sys::index_insert(index, keys, key_nulls, position, table, check, false, info);
-            unique || !form.indisunique
-        })
+            for (row, unique) in rows.iter_mut().zip(&mut unique).filter(|(_, unique)| **unique) {
+                let mut keys = [Datum::from(0); pg_sys::INDEX_MAX_KEYS as usize];
+                let mut key_nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
+                for (key, column) in columns.iter().enumerate() {
+                    let column = *column as usize - 1;
+                    (keys[key], key_nulls[key]) = (row.values[column], row.nulls[column]);
+                }
+                let (keys, key_nulls) = (keys.as_mut_ptr(), key_nulls.as_mut_ptr());
+                // What a B-tree does not ask for.
+                let info = std::ptr::null_mut();
+                let inserted =
+                    pg_sys::index_insert(index, keys, key_nulls, &mut row.position, table, check, false, info);
+                *unique = inserted || !form.indisunique;
+            }
+            true
+        });
     }
+    unique
 }

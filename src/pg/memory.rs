@@ -35,6 +35,12 @@ impl Context {
         })
     }
 
+    /// The one that lasts as long as the process.
+    pub fn top() -> Self {
+        // SAFETY: exists in every process that runs extension code.
+        Self(unsafe { pg_sys::TopMemoryContext })
+    }
+
     pub fn raw(&self) -> pg_sys::MemoryContext {
         self.0
     }
@@ -43,6 +49,14 @@ impl Context {
     pub fn reset(&self) {
         // SAFETY: the context lives as long as the process; only a caller that holds no datum of it calls this.
         unsafe { pg_sys::MemoryContextReset(self.0) }
+    }
+
+    /// Runs `f` with this context as the current one, and frees it.
+    pub fn run_and_delete<T>(self, f: impl FnOnce() -> T) -> T {
+        let value = self.run(f);
+        // SAFETY: made by `new_scratch`, and consumed; the result of `f` is Rust's.
+        unsafe { pg_sys::MemoryContextDelete(self.0) };
+        value
     }
 
     /// Runs `f` with this context as the current one. An error leaves the switch to the error recovery,

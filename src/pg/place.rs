@@ -1,7 +1,7 @@
 //! Rows of somebody else's table, read and updated where they were last seen: no plan, no index to search. What the current user
 //! may not read or write as it stands there, or what takes more than that, is left to a statement.
 
-use crate::pg::index::{self, Duplicate};
+use crate::pg::index::{self, Duplicate, Entry};
 use crate::pg::relation::attribute;
 use crate::pg::spi::{item_pointer, uuid_bytes};
 use pgrx::itemptr::item_pointer_get_both;
@@ -103,7 +103,8 @@ impl Places {
             let updated = update(self.relation, &raw mut (*row.tuple).t_self, tuple);
             if updated && u32::from((*(*tuple).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE == 0 {
                 pg_sys::heap_deform_tuple(tuple, row.descriptor, new_values, new_nulls);
-                index::insert_entries(self.relation, &values, &nulls, &raw mut (*tuple).t_self, Duplicate::Refuse);
+                let entry = Entry { values: &values, nulls: &nulls, position: (*tuple).t_self };
+                index::insert_entries(self.relation, &mut [entry], Duplicate::Refuse);
             }
             pg_sys::heap_freetuple(tuple);
             updated

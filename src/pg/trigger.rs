@@ -75,6 +75,22 @@ impl Call {
         unsafe { (*self.data().tg_trigger).tgoid }
     }
 
+    /// Does an INSERT into the relation run no other AFTER trigger than this one, but for checks of the server's own?
+    pub fn is_without_others(&self) -> bool {
+        const CHECKS: [u32; 2] = [pg_sys::F_RI_FKEY_CHECK_INS, pg_sys::F_UNIQUE_KEY_RECHECK];
+        // SAFETY: the relation is open during the call, and has triggers, as it was called for one.
+        unsafe {
+            let triggers = &*(*self.data().tg_relation).trigdesc;
+            let own = (*self.data().tg_trigger).tgfoid;
+            std::slice::from_raw_parts(triggers.triggers, triggers.numtriggers as usize).iter().all(|trigger| {
+                let fires = u32::from(trigger.tgtype as u16);
+                let after = fires & (pg_sys::TRIGGER_TYPE_BEFORE | pg_sys::TRIGGER_TYPE_INSTEAD) == 0;
+                let concerned = after && fires & pg_sys::TRIGGER_TYPE_INSERT != 0;
+                !concerned || trigger.tgfoid == own || CHECKS.contains(&trigger.tgfoid.to_u32())
+            })
+        }
+    }
+
     pub fn argument(&self, n: usize) -> Option<String> {
         // SAFETY: as above; n is checked against the number of arguments.
         unsafe {

@@ -2,6 +2,7 @@
 
 use crate::pg::encoding;
 use crate::pg::error::at_boundary;
+use crate::pg::statement;
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
@@ -97,6 +98,11 @@ unsafe fn commits_prepared(statement: *mut pg_sys::Node) -> bool {
     }
 }
 
+unsafe fn copies_in(statement: *mut pg_sys::Node) -> bool {
+    // SAFETY: the tag tells the node's type.
+    unsafe { (*statement).type_ == pg_sys::NodeTag::T_CopyStmt && (*statement.cast::<pg_sys::CopyStmt>()).is_from }
+}
+
 /// What to do around one command.
 struct Around {
     before: Option<String>,
@@ -108,6 +114,7 @@ struct After {
     creates: bool,
     drops: bool,
     commits_prepared: bool,
+    copy: Option<statement::Number>,
 }
 
 /// Looks at the statement.
@@ -121,6 +128,7 @@ unsafe fn around(statement: *mut pg_sys::PlannedStmt) -> Around {
                 creates: (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt,
                 drops: drops(node),
                 commits_prepared: commits_prepared(node),
+                copy: copies_in(node).then(|| statement::open(true)).flatten(),
             },
         }
     }
@@ -134,10 +142,13 @@ fn before(around: &Around) {
 
 impl After {
     fn is_anything(self) -> bool {
-        self.creates || self.drops || self.commits_prepared
+        self.creates || self.drops || self.commits_prepared || self.copy.is_some()
     }
 
     fn call(self) {
+        if let Some(copy) = self.copy {
+            statement::close(copy);
+        }
         let Some(callbacks) = CALLBACKS.get() else { return };
         if self.creates {
             (callbacks.after_create)();

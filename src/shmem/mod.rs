@@ -39,6 +39,8 @@ pub struct Header {
     pub waiters: AtomicU32,
     /// How far the wall clock was ahead of the monotonic one at most, in microseconds. Raised by anybody.
     ahead: AtomicI64,
+    /// See `arrival`. Raised by anybody.
+    last_arrival: AtomicI64,
 }
 
 // Atomics only; all zeroes is nobody and nothing.
@@ -126,6 +128,15 @@ pub fn monotone_now() -> Timestamp {
     let since_boot = (clock::monotonic_ns() / 1000) as i64;
     let ahead = clock::now() - since_boot;
     since_boot + header().ahead.fetch_max(ahead, Ordering::AcqRel).max(ahead)
+}
+
+/// The wall clock as it orders submissions: no two are told the same time, as far as the clock is not set back.
+pub fn arrival() -> Timestamp {
+    let now = clock::now();
+    // A clock that was set back must not keep us ahead of it for long.
+    let after = |last: Timestamp| if last >= now + 1_000_000 { now } else { now.max(last + 1) };
+    let last = header().last_arrival.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(after(last)));
+    after(last.unwrap_or_else(|last| last))
 }
 
 /// Tells the launcher that the extension was installed in a database.

@@ -4,7 +4,7 @@
 //! arrives behind it (a transaction that took long to commit, a retry) comes with a note, which moves the place back.
 
 use crate::catalog::{self, Position};
-use crate::job::{JobId, JobRef, LaneKey, Timing, Waiting};
+use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::pg::clock::{self, BEGINNING, Timestamp};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ pub struct Lane {
 }
 
 fn just_before(run_at: Timestamp) -> Position {
-    (run_at.saturating_sub(1), [0xff; 16])
+    (run_at.saturating_sub(1), Timestamp::MAX)
 }
 
 impl Lane {
@@ -36,7 +36,7 @@ impl Lane {
         Self {
             key,
             ready: VecDeque::new(),
-            position: (BEGINNING, JobId::default()),
+            position: (BEGINNING, BEGINNING),
             more: true,
             next_due: None,
             blocked_until: None,
@@ -67,7 +67,7 @@ impl Lane {
 
     /// Takes a job that nobody has to look for. False: it is not the next one behind all that were read, or there are too many.
     pub fn accept(&mut self, job: Waiting) -> bool {
-        let place = (job.run_at, job.id);
+        let place = (job.run_at, job.enqueued_at);
         let reads_ahead = self.more || self.ready.len() >= WINDOW;
         let next = self.key.timing == Timing::Immediate && !reads_ahead && place > self.position;
         if next {
@@ -89,7 +89,7 @@ impl Lane {
     /// Start over from the lane's beginning.
     pub fn rewind(&mut self) {
         self.ready.clear();
-        self.position = (BEGINNING, JobId::default());
+        self.position = (BEGINNING, BEGINNING);
         self.more = true;
     }
 
@@ -111,7 +111,7 @@ impl Lane {
                     self.more = false;
                     break;
                 }
-                self.position = (job.run_at, job.id);
+                self.position = (job.run_at, job.enqueued_at);
                 if !claimed(&self.key, &JobRef { table: self.key.table, id: job.id }, &job) {
                     self.ready.push_back(job);
                 }
