@@ -1,6 +1,6 @@
 //! Submissions of one statement enter the queue together, when it ends; nobody can tell but by the time that it takes.
 
-use server_tests::{App, Cluster, Group, Uuid, postgres};
+use server_tests::{App, Cluster, Group, Uuid, json, postgres};
 use std::io::Write as _;
 
 /// Nothing runs: what is asked is what waits.
@@ -137,12 +137,15 @@ fn a_trigger_on_another_table_of_the_same_statement_finds_the_row() {
 fn a_statement_that_fails_takes_its_submissions_with_it() {
     let mut app = app("fails");
     with_people(&mut app);
+    // Found when the row's triggers run, and without a query.
+    app.sql("ALTER TABLE background_jobs ADD COLUMN number int UNIQUE DEFERRABLE");
     app.sql(
         "DO $$ BEGIN
              BEGIN
-                 INSERT INTO background_jobs (person) SELECT CASE WHEN n = 400 THEN 2 ELSE 1 END FROM generate_series(1, 400) n;
-             EXCEPTION WHEN foreign_key_violation THEN NULL;
+                 INSERT INTO background_jobs (number) SELECT CASE WHEN n = 400 THEN 1 ELSE n END FROM generate_series(1, 400) n;
+             EXCEPTION WHEN unique_violation THEN NULL;
              END;
+             INSERT INTO people VALUES (3);
              INSERT INTO background_jobs (person) SELECT 1 FROM generate_series(1, 10);
          END $$",
     );
@@ -186,8 +189,11 @@ fn statements_within_a_statement_queue_their_own_rows() {
 #[test]
 fn a_row_with_the_id_of_a_job_that_waits_takes_its_place() {
     let mut app = app("place");
-    let id: Uuid = app.one("INSERT INTO background_jobs (payload) VALUES ('{\"handler\": \"old\"}') RETURNING id", &[]);
-    app.admin().batch_execute("SET session_replication_role = replica; DELETE FROM public.background_jobs").unwrap();
+    let id = app.submit("old", json!({}));
+    // The row goes, and nobody takes its job out of the queue.
+    app.sql("ALTER TABLE background_jobs DISABLE TRIGGER USER; DELETE FROM background_jobs");
+    app.sql("ALTER TABLE background_jobs ENABLE ALWAYS TRIGGER background_jobs_submit");
+    assert_eq!(waiting(&app), 1);
     app.execute(
         "INSERT INTO background_jobs (id, payload) SELECT CASE WHEN n = 70 THEN $1 ELSE gen_random_uuid() END, '{\"handler\": \"new\"}'
            FROM generate_series(1, 100) n",
