@@ -1,6 +1,7 @@
 //! The words of the protocol as types: what a job is, where it stands, how a run ends. Nothing here touches the server.
 
 use std::fmt;
+use std::rc::Rc;
 
 /// The job's id: the bytes of its uuid.
 pub type JobId = [u8; 16];
@@ -71,7 +72,7 @@ impl Timing {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneKey {
     pub table: u32,
-    pub handler: String,
+    pub handler: Rc<str>,
     pub priority: i16,
     pub timing: Timing,
 }

@@ -30,7 +30,7 @@ pub fn lanes() -> Vec<LaneKey> {
     (0..rows.processed)
         .map(|row| LaneKey {
             table: rows.get::<Oid>(row, 1).unwrap_or(Oid::INVALID).to_u32(),
-            handler: rows.get(row, 2).unwrap_or_default(),
+            handler: rows.get::<String>(row, 2).unwrap_or_default().into(),
             priority: rows.get(row, 3).unwrap_or_default(),
             timing: Timing::from_i16(rows.get(row, 4).unwrap_or_default()),
         })

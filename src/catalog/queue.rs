@@ -23,7 +23,7 @@ pub struct NewJob {
 
 impl NewJob {
     pub fn lane(&self, priority: i16) -> LaneKey {
-        LaneKey { table: self.job.table, handler: self.handler.clone(), priority, timing: self.timing }
+        LaneKey { table: self.job.table, handler: self.handler.as_str().into(), priority, timing: self.timing }
     }
 }
 
@@ -179,7 +179,7 @@ pub fn make_due(job: JobRef, now: Timestamp) -> Option<LaneKey> {
     .execute(&[table(job.table), uuid(&job.id), timestamp(now)], 0);
     (rows.processed > 0).then(|| LaneKey {
         table: job.table,
-        handler: rows.get(0, 1).unwrap_or_default(),
+        handler: rows.get::<String>(0, 1).unwrap_or_default().into(),
         priority: rows.get(0, 2).unwrap_or_default(),
         timing: Timing::from_i16(rows.get(0, 3).unwrap_or_default()),
     })

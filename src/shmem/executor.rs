@@ -11,6 +11,7 @@ use crate::pg::lwlock;
 use crate::pg::shmem::{Cell, shared};
 pub use crate::protocol::{Action, ClaimState, Interrupt};
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// Jobs that an executor loads at once, and that share a commit at most. The more do, the less each waits for a flush of the
@@ -41,8 +42,8 @@ impl Name {
         Self { len: len as u8, bytes }
     }
 
-    pub fn to_text(self) -> String {
-        String::from_utf8_lossy(&self.bytes[..self.len as usize]).into_owned()
+    pub fn to_text(self) -> Rc<str> {
+        String::from_utf8_lossy(&self.bytes[..self.len as usize]).into()
     }
 }
 

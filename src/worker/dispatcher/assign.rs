@@ -13,6 +13,7 @@ use crate::protocol;
 use crate::shmem::{self, Assignment, BATCH, ExecutorSlot, SlotState};
 use crate::worker::SHORT;
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub const BUSY: Duration = Duration::from_millis(10);
 
 /// How long a handler's runs take, in microseconds: a moving average that decides what may wait in a mailbox.
 #[derive(Default)]
-pub struct Pace(HashMap<(u32, String), u64>);
+pub struct Pace(HashMap<(u32, Rc<str>), u64>);
 
 impl Pace {
     pub fn note(&mut self, lane: &LaneKey, run_us: u64) {

@@ -167,7 +167,7 @@ impl Dispatcher {
     /// Whoever commits a change of the handlers tells everybody; a prepared transaction does so when it is prepared, and is committed by
     /// somebody who knows nothing of it. So that others look again who have done so between the two, a difference is told once more.
     fn read_handlers(&mut self, version: u64) {
-        let known = |handler: Handler| ((handler.table, handler.name.clone()), handler);
+        let known = |handler: Handler| ((handler.table, handler.name.as_str().into()), handler);
         let handlers = catalog::handlers(None).into_iter().map(known).collect();
         let told = handlers != self.handlers && self.slot.retell_handlers(version);
         self.handlers_version = Some(if told { version + 1 } else { version });

@@ -26,6 +26,7 @@ use pgrx::pg_sys::Oid;
 use roster::Roster;
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use supervise::Interrupts;
@@ -57,7 +58,7 @@ pub struct Dispatcher {
     slot: &'static DatabaseSlot,
     database: u32,
     name: String,
-    handlers: HashMap<(u32, String), Handler>,
+    handlers: HashMap<(u32, Rc<str>), Handler>,
     handlers_version: Option<u64>,
     tables: HashMap<u32, Table>,
     lanes: HashMap<LaneKey, Lane>,
@@ -77,7 +78,7 @@ pub struct Dispatcher {
     last_poll: Instant,
     next_housekeeping: Instant,
     /// Names that arrived and that no handler is registered for.
-    unhandled: Vec<(u32, String)>,
+    unhandled: Vec<(u32, Rc<str>)>,
     unhandled_from: (u32, String),
     interrupts: Interrupts,
     /// Executors that have ended with their work unsettled, and when that was seen.
