@@ -4,11 +4,12 @@ use crate::catalog;
 use crate::gucs;
 use crate::job::JobId;
 use crate::pg::error::PgError;
-use crate::pg::memory::{Context, HeldDatum};
-use crate::pg::relation::qualified;
+use crate::pg::function::{self, Exact};
+use crate::pg::guc;
+use crate::pg::invoke::Invoked;
+use crate::pg::memory::{self, Context, HeldDatum};
 use crate::pg::role::bookkeeping;
-use crate::pg::spi::{self, Statement};
-use crate::pg::{function, guc};
+use crate::pg::spi;
 use crate::retry::Policy;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
@@ -18,21 +19,12 @@ use std::rc::Rc;
 /// A registered handler, ready to be called.
 pub struct Handler {
     pub definition: catalog::Handler,
-    call: Statement,
+    function: Invoked,
 }
 
 impl Handler {
     fn new(definition: catalog::Handler) -> Self {
-        let function = qualified(&definition.schema, &definition.function);
-        let call = if definition.takes_id {
-            Statement::new(
-                format!("SELECT {function}($1::pg_catalog.uuid, $2::pg_catalog.jsonb)"),
-                &[pg_sys::UUIDOID, pg_sys::JSONBOID],
-            )
-        } else {
-            Statement::new(format!("SELECT {function}($1::pg_catalog.jsonb)"), &[pg_sys::JSONBOID])
-        };
-        Self { definition, call }
+        Self { definition, function: Invoked::new() }
     }
 
     /// Attempts, delay and the delay's limit, with the settings standing in for what was not registered.
@@ -40,20 +32,16 @@ impl Handler {
         policy(&self.definition, job_max_attempts)
     }
 
-    /// Is the function of that name and exactly these argument types there, and still the registered one's owner's?
-    ///
-    /// Where it is, the call reaches it and no other: its arguments have just these types, and an exact match comes before whatever
-    /// else they could be made to fit (anyelement, VARIADIC). An overload that has further arguments with defaults fits exactly, too;
-    /// then the server finds the call ambiguous, and calls neither. Where it is not there, one of those could be anybody's, so
-    /// the call is not even tried.
-    fn check_function(&self) {
+    /// The function of that name and exactly these argument types, if it is still the registered one's owner's. Others of that name
+    /// that could be called with them (anyelement, VARIADIC, further arguments with defaults) may be anybody's.
+    fn function(&self) -> Exact {
         let definition = &self.definition;
         let (types, named): (&[pg_sys::Oid], _) = if definition.takes_id {
             (&[pg_sys::UUIDOID, pg_sys::JSONBOID], "uuid, jsonb")
         } else {
             (&[pg_sys::JSONBOID], "jsonb")
         };
-        let Some(owner) = function::owner_by_name(&definition.schema, &definition.function, types) else {
+        let Some(function) = function::exact(&definition.schema, &definition.function, types) else {
             PgError::new(
                 PgSqlErrorCode::ERRCODE_UNDEFINED_FUNCTION,
                 format!("function {}.{}({named}) does not exist", definition.schema, definition.function),
@@ -61,7 +49,7 @@ impl Handler {
             .hint("Create it again, or register another one with background_jobs.register_handler().")
             .raise();
         };
-        if owner != definition.function_owner {
+        if function.owner != definition.function_owner {
             PgError::new(
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("handler function {} belongs to another role than the one registered", definition.function),
@@ -69,33 +57,29 @@ impl Handler {
             .hint("Look at the function, and register it again with background_jobs.register_handler().")
             .raise();
         }
+        if !matches!(function.returns, Some(pg_sys::VOIDOID | pg_sys::JSONBOID)) {
+            PgError::new(
+                PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+                format!("handler function {} does not return one jsonb or void any more", definition.function),
+            )
+            .hint("Register a function that returns jsonb or void with background_jobs.register_handler().")
+            .raise();
+        }
+        function
     }
 
     /// Calls the function as the session's user, in the current subtransaction, and undoes what it did to the settings.
     /// The result is a jsonb in `into`, or null.
     pub fn call(&self, id: &JobId, payload: HeldDatum, into: &Context) -> Option<HeldDatum> {
-        self.check_function();
-        guc::nested(|| {
-            spi::connect(|| {
-                let rows = if self.definition.takes_id {
-                    self.call.execute(&[spi::uuid(id), Some(payload.0)], 0)
-                } else {
-                    self.call.execute(&[Some(payload.0)], 0)
-                };
-                match rows.type_of(1) {
-                    pg_sys::VOIDOID => None,
-                    pg_sys::JSONBOID if rows.processed == 1 => rows.hold(0, 1, into),
-                    _ => PgError::new(
-                        PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
-                        format!(
-                            "handler function {} does not return one jsonb or void any more",
-                            self.definition.function
-                        ),
-                    )
-                    .hint("Register a function that returns jsonb or void with background_jobs.register_handler().")
-                    .raise(),
-                }
-            })
+        let function = self.function();
+        let id = self.definition.takes_id.then(|| spi::uuid(id)).flatten();
+        let arguments: Vec<_> = id.into_iter().chain([payload.0]).collect();
+        guc::nested(|| match function.returns {
+            Some(pg_sys::VOIDOID) => {
+                self.function.call(&function, &arguments, |_| ());
+                None
+            }
+            _ => self.function.call(&function, &arguments, |result| memory::hold_varlena(result, into)),
         })
     }
 }

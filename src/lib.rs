@@ -22,12 +22,13 @@
 //! # One life of a job
 //!
 //! ```text
-//! INSERT -> row trigger (submit) -> row in the queue, note in this process (notes) -> COMMIT
+//! INSERT -> row trigger (submit) -> row in the queue (rows of one statement together: gathered), note in this process (notes)
+//!   -> COMMIT
 //!   -> a lone job, on a server with nothing else to do: mailbox of an idle executor, latch (shmem::direct)
 //!   -> else: note to shared memory, latch
 //!      -> dispatcher: takes the job from the note or reads the lane (dispatcher::lane), picks an executor (dispatcher::assign)
 //!         -> mailbox, latch
-//!   -> executor: loads the payload (executor::batch), runs the handler in a subtransaction (executor::attempt),
+//!   -> executor: loads the payload (executor::batch), calls the handler in a subtransaction (executor::attempt, pg::invoke),
 //!      completes the row and deletes the queue's row, alone (executor::row) or with other short jobs (executor::together)
 //!      -> COMMIT -> claim done, latch (executor::settle)
 //!         '-> set_progress -> slot -> progress writer -> UPDATE progress, in a transaction of its own

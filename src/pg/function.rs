@@ -53,8 +53,18 @@ pub fn may_execute(oid: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     }
 }
 
-/// The owner of the function of this name with exactly these argument types, or none if there is none.
-pub fn owner_by_name(schema: &str, name: &str, arguments: &[pg_sys::Oid]) -> Option<pg_sys::Oid> {
+/// What to call, as of one version of its definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exact {
+    pub oid: pg_sys::Oid,
+    pub owner: pg_sys::Oid,
+    /// What it returns; none: it returns a set, or is no function.
+    pub returns: Option<pg_sys::Oid>,
+    version: (pg_sys::TransactionId, u64),
+}
+
+/// The function of this name with exactly these argument types, or none if there is none.
+pub fn exact(schema: &str, name: &str, arguments: &[pg_sys::Oid]) -> Option<Exact> {
     let (schema, name) = (encoding::to_c(schema), encoding::to_c(name));
     // SAFETY: look-ups inside a transaction; the tuple is released before the function returns.
     unsafe {
@@ -68,8 +78,33 @@ pub fn owner_by_name(schema: &str, name: &str, arguments: &[pg_sys::Oid]) -> Opt
         if tuple.is_null() {
             return None;
         }
-        let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>()).proowner;
+        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>();
+        let single = form.prokind as u8 == pg_sys::PROKIND_FUNCTION && !form.proretset;
+        let found = Exact {
+            oid: form.oid,
+            owner: form.proowner,
+            returns: single.then_some(form.prorettype),
+            version: (
+                pg_sys::HeapTupleHeaderGetRawXmin((*tuple).t_data),
+                pgrx::itemptr::item_pointer_to_u64((*tuple).t_self),
+            ),
+        };
         pg_sys::ReleaseSysCache(tuple);
-        Some(owner)
+        Some(found)
+    }
+}
+
+/// Raises the server's own error if the current user may not call it.
+pub fn require_execute(function: &Exact) {
+    // SAFETY: look-ups inside a transaction.
+    unsafe {
+        if !may_execute(function.oid, pg_sys::GetUserId()) {
+            let name = pg_sys::get_func_name(function.oid);
+            pg_sys::aclcheck_error(pg_sys::AclResult::ACLCHECK_NO_PRIV, pg_sys::ObjectType::OBJECT_FUNCTION, name);
+        }
+        let hook = pg_sys::object_access_hook;
+        if hook.is_some() {
+            pg_sys::RunFunctionExecuteHook(function.oid);
+        }
     }
 }

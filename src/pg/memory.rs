@@ -54,9 +54,14 @@ impl Context {
     /// Runs `f` with this context as the current one, and frees it.
     pub fn run_and_delete<T>(self, f: impl FnOnce() -> T) -> T {
         let value = self.run(f);
-        // SAFETY: made by `new_scratch`, and consumed; the result of `f` is Rust's.
-        unsafe { pg_sys::MemoryContextDelete(self.0) };
+        self.delete();
         value
+    }
+
+    /// Frees it with all that is in it. The last use of a context that its owner has made.
+    pub fn delete(self) {
+        // SAFETY: as for `reset`; nobody uses it any more.
+        unsafe { pg_sys::MemoryContextDelete(self.0) }
     }
 
     /// Runs `f` with this context as the current one. An error leaves the switch to the error recovery,

@@ -16,6 +16,7 @@ pub mod guc;
 pub mod heap;
 pub mod index;
 pub mod insert;
+pub mod invoke;
 pub mod latch;
 pub mod lwlock;
 pub mod mapped_file;

@@ -183,15 +183,6 @@ impl Rows {
         }
     }
 
-    /// The type of a result column (counted from 1).
-    pub fn type_of(&self, column: i32) -> pg_sys::Oid {
-        if self.table.is_null() {
-            return pg_sys::Oid::INVALID;
-        }
-        // SAFETY: the table lives until SPI_finish.
-        unsafe { pg_sys::SPI_gettypeid((*self.table).tupdesc, column) }
-    }
-
     /// The value of a column (counted from 1), copied into Rust.
     pub fn get<T: Value>(&self, row: usize, column: i32) -> Option<T> {
         self.datum(row, column).and_then(T::of)

@@ -146,8 +146,19 @@ pub fn keeps_snapshot() -> bool {
 
 /// Runs `f`, which reads, with a snapshot of this very moment.
 pub fn with_latest_snapshot<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: called inside a transaction.
+    with_snapshot(unsafe { pg_sys::GetLatestSnapshot() }, f)
+}
+
+/// The same with the one that a statement would have: above READ COMMITTED the transaction's.
+pub fn with_transaction_snapshot<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: called inside a transaction.
+    with_snapshot(unsafe { pg_sys::GetTransactionSnapshot() }, f)
+}
+
+fn with_snapshot<T>(snapshot: pg_sys::Snapshot, f: impl FnOnce() -> T) -> T {
     // SAFETY: called inside a transaction; popped again on the normal path, by the abort otherwise.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    unsafe { pg_sys::PushActiveSnapshot(snapshot) };
     let value = f();
     // SAFETY: pops what was pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };

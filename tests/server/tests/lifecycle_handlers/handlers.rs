@@ -1,7 +1,8 @@
 //! Functions and registrations that change.
 
-use crate::{held, result_of, run_now, running, scheduled, wait_setback};
+use crate::{SHARED, held, result_of, run_now, running, scheduled, wait_setback};
 use server_tests::{ident, json};
+use std::time::Duration;
 
 #[test]
 fn a_handler_replaced_while_it_runs_ends_as_it_began_and_the_next_job_runs_the_new_one() {
@@ -85,4 +86,64 @@ fn a_handler_unregistered_while_it_runs_completes_its_job_and_leaves_the_next_un
     app.wait_state(next, "unhandled");
     app.handler("held", &held("'new'::text"));
     assert_eq!(app.wait_final(next).result, Some(json!("new")));
+}
+
+#[test]
+fn a_function_altered_between_two_jobs_is_called_as_it_is_now() {
+    let mut app = SHARED.app("altered");
+    app.handler("altered", "RETURN to_jsonb(current_setting('work_mem'));");
+    let usual: String = app.one("SELECT current_setting('work_mem')", &[]);
+    let create = |language: &str, body: &str| {
+        format!("CREATE OR REPLACE FUNCTION altered(payload jsonb) RETURNS jsonb LANGUAGE {language} AS $$ {body} $$")
+    };
+    for (change, expected) in [
+        ("SELECT", json!(usual)),
+        ("ALTER FUNCTION altered(jsonb) SET work_mem = '3MB'", json!("3MB")),
+        ("ALTER FUNCTION altered(jsonb) SET work_mem = '5MB'", json!("5MB")),
+        ("ALTER FUNCTION altered(jsonb) RESET work_mem", json!(usual)),
+        (&create("sql", "SELECT '\"in SQL\"'::jsonb"), json!("in SQL")),
+        (&create("sql", "SELECT NULL::jsonb"), json!(null)),
+        (&create("plpgsql", "BEGIN RETURN '[]'; END"), json!([])),
+        ("ALTER FUNCTION altered(jsonb) STRICT SECURITY DEFINER SET work_mem = '7MB'", json!([])),
+        (&create("plpgsql", "BEGIN RETURN to_jsonb(current_setting('work_mem')); END"), json!(usual)),
+    ] {
+        app.sql(change);
+        let job = result_of(&mut app, "altered");
+        assert_eq!(job.result.unwrap_or(json!(null)), expected, "{change}");
+    }
+}
+
+/// What a function of the language SQL keeps between its calls belongs to a subtransaction, and a call that fails leaves it as it may be.
+#[test]
+fn jobs_in_sql_that_share_a_batch_with_some_that_fail_have_their_own_results() {
+    let mut app = SHARED.app("in_sql");
+    app.sql(
+        "CREATE FUNCTION in_sql(id uuid, payload jsonb) RETURNS jsonb LANGUAGE sql AS $$
+        SELECT to_jsonb(720 / (payload ->> 'n')::int) FROM generate_series(1, 2) ORDER BY 1 LIMIT 1 $$",
+    );
+    app.register("in_sql", "in_sql(uuid, jsonb)", "max_attempts => 1");
+    app.sql(
+        "INSERT INTO background_jobs (payload)
+        SELECT jsonb_build_object('handler', 'in_sql', 'n', n % 7) FROM generate_series(1, 700) n",
+    );
+    app.wait_drained(Duration::from_secs(60));
+    let outcome =
+        "SELECT (payload ->> 'n')::int, count(*), min(COALESCE(result #>> '{error,sqlstate}', result #>> '{}')),
+               max(COALESCE(result #>> '{error,sqlstate}', result #>> '{}'))
+          FROM background_jobs WHERE completed GROUP BY 1 ORDER BY 1";
+    for row in app.rows(outcome, &[]) {
+        let n: i32 = row.get(0);
+        let expected = if n == 0 { "22012".to_owned() } else { (720 / n).to_string() };
+        assert_eq!((row.get::<_, i64>(1), row.get(2), row.get(3)), (100, expected.clone(), expected), "{n}");
+    }
+}
+
+#[test]
+fn calls_of_handlers_are_counted_by_the_server() {
+    let mut app = SHARED.app("counted");
+    app.handler_with("counted", "RETURN NULL;", "");
+    app.admin().batch_execute(&format!("ALTER ROLE {} SET track_functions = 'all'", ident(&app.role))).unwrap();
+    app.end_executors();
+    result_of(&mut app, "counted");
+    app.wait_true("SELECT calls > 0 FROM pg_stat_user_functions WHERE funcname = 'counted'");
 }
