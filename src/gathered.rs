@@ -40,8 +40,7 @@ pub fn add(statement: Number, submission: Submission) {
 /// Queues what is kept for this statement.
 pub fn queue(statement: Number) {
     let submissions = GATHERED.with_borrow_mut(|gathered| {
-        let own = gathered.statement == statement;
-        own.then(|| std::mem::take(&mut gathered.submissions)).unwrap_or_default()
+        if gathered.statement == statement { std::mem::take(&mut gathered.submissions) } else { Vec::new() }
     });
     insert(submissions);
 }
