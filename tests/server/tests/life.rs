@@ -271,3 +271,27 @@ fn order_is_priority_then_arrival() {
         app.rows("SELECT job FROM ledger ORDER BY entry OFFSET 1", &[]).iter().map(|row| row.get(0)).collect();
     assert_eq!(ran, [early, normal, second, late]);
 }
+
+/// More of them than the dispatcher reads at once.
+#[test]
+fn jobs_of_one_run_at_run_in_the_order_of_their_arrival() {
+    let mut app = SHARED.app_without_table("same_run_at");
+    app.sql("SELECT background_jobs.create_table(columns => '{run_at}')");
+    app.handler_with(
+        "serial",
+        "IF payload ? 'first' THEN PERFORM reach(1); PERFORM await_gate('go'); END IF; PERFORM note(); RETURN NULL;",
+        "concurrency => 1",
+    );
+    app.submit("serial", json!({"first": true}));
+    app.wait_reached(1);
+    app.sql(
+        "INSERT INTO background_jobs (payload, run_at)
+         SELECT jsonb_build_object('handler', 'serial', 'n', n), '2020-02-20' FROM generate_series(1, 600) n",
+    );
+    app.open_gate("go");
+    app.wait_drained(std::time::Duration::from_secs(60));
+    let ran = "SELECT (j.payload ->> 'n')::int FROM ledger JOIN background_jobs j ON j.id = job
+        WHERE j.payload ? 'n' ORDER BY entry";
+    let ran: Vec<i32> = app.rows(ran, &[]).iter().map(|row| row.get(0)).collect();
+    assert_eq!(ran, (1..=600).collect::<Vec<_>>());
+}
