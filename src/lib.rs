@@ -22,8 +22,7 @@
 //! # One life of a job
 //!
 //! ```text
-//! INSERT -> row trigger (submit) -> row in the queue (rows of one statement together: gathered), note in this process (notes)
-//!   -> COMMIT
+//! INSERT -> row trigger (submit) -> row in the queue (enqueue), note in this process (notes) -> COMMIT
 //!   -> a lone job, on a server with nothing else to do: mailbox of an idle executor, latch (shmem::direct)
 //!   -> else: note to shared memory, latch
 //!      -> dispatcher: takes the job from the note or reads the lane (dispatcher::lane), picks an executor (dispatcher::assign)
@@ -71,7 +70,7 @@ mod api;
 mod catalog;
 mod databases;
 mod destinations;
-mod gathered;
+mod enqueue;
 mod gucs;
 mod handler;
 mod inserted;
@@ -110,7 +109,7 @@ pub extern "C-unwind" fn _PG_init() {
     pg::xact::on_end(notes::on_end);
     pg::utility::install(databases::callbacks());
     pg::planner::install();
-    pg::statement::install(gathered::queue);
+    pg::statement::install(enqueue::queue_gathered);
     if !pg::bgworker::in_binary_upgrade() {
         worker::register_launcher();
     }

@@ -1,22 +1,21 @@
 //! How jobs get into the queue and out of it: the row triggers. They write the queue within the client's transaction and take
 //! notes of what the dispatcher has to be told when it commits (`notes`).
 
-use crate::catalog::{self, Destination, NewJob};
-use crate::destinations;
-use crate::gathered;
+use crate::catalog::{self, NewJob};
+use crate::enqueue::{self, Taken};
 use crate::inserted;
-use crate::job::{JobRef, Timing, format_id, handler_name};
+use crate::job::{JobRef, Timing, handler_name};
 use crate::job_table::Options;
 use crate::notes;
 use crate::pg::call;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::encoding::from_text;
 use crate::pg::error::PgError;
-use crate::pg::relation::{self, root_of_trigger};
+use crate::pg::relation::root_of_trigger;
 use crate::pg::role::bookkeeping;
 use crate::pg::shmem as pg_shmem;
 use crate::pg::spi::{self, uuid_bytes};
-use crate::pg::statement::{self, Number};
+use crate::pg::statement;
 use crate::pg::trigger::{Call, Event, Row};
 use crate::planted::{self, Bug};
 use crate::protocol::{self, Flags};
@@ -108,9 +107,13 @@ pub fn submit(call: &Call) {
         return;
     }
     let table = job_table_of(call);
-    let submission = submission(&row, table, &options_of(call));
-    queue_for(statement::collecting(call), submission, taken_id(call));
-    inserted::note(job_of(&row, table));
+    let new = new_job(&row, table, &options_of(call));
+    let job = new.job;
+    match statement::waiting_for(call) {
+        Some(statement) => enqueue::queue_for(statement, new),
+        None => enqueue::queue(new, taken_id(call)),
+    }
+    inserted::note(job);
 }
 
 fn options_of(call: &Call) -> Options {
@@ -124,7 +127,7 @@ fn taken_id(call: &Call) -> Taken {
 }
 
 /// What a row submits.
-fn submission(row: &Row, table: u32, options: &Options) -> NewJob {
+fn new_job(row: &Row, table: u32, options: &Options) -> NewJob {
     let column = |name: &str| options.uses(name).then(|| string(row, name)).flatten();
     let handler = column("handler").or_else(|| {
         let payload = row.get("payload", pg_sys::JSONBOID)?;
@@ -148,77 +151,6 @@ fn submission(row: &Row, table: u32, options: &Options) -> NewJob {
     }
 }
 
-/// What becomes of a queued job that has the id of a new one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    Replace,
-    Refuse,
-}
-
-/// A job on its quick way into the queue.
-pub struct Submission {
-    pub new: NewJob,
-    pub destination: Destination,
-    pub taken: Taken,
-}
-
-/// Queues a job for whoever the caller is, and takes the note.
-pub fn queue(new: NewJob, taken: Taken) {
-    queue_for(None, new, taken);
-}
-
-/// The same, for a statement: at the latest when it ends.
-fn queue_for(statement: Option<Number>, new: NewJob, taken: Taken) {
-    let new = at_least_one_attempt(new);
-    let destination = if new.job_key.is_none() { destinations::of(new.job.table, &new.handler) } else { None };
-    match (destination, statement) {
-        (None, _) => requeue(new, taken),
-        (Some(destination), None) => gathered::insert(vec![Submission { new, destination, taken }]),
-        (Some(destination), Some(statement)) => gathered::add(statement, Submission { new, destination, taken }),
-    }
-}
-
-/// The same for a job that is, or may be, in the queue already.
-pub fn requeue(new: NewJob, taken: Taken) {
-    let new = at_least_one_attempt(new);
-    let lane = bookkeeping(|| {
-        spi::connect(|| {
-            if let Some(key) = &new.job_key {
-                refuse_taken_key(new.job, key);
-            }
-            catalog::enqueue(&new, taken == Taken::Refuse)
-        })
-    });
-    let Some(lane) = lane else { refuse_taken_id(new.job) };
-    notes::note_job(lane, new.run_at);
-}
-
-fn at_least_one_attempt(new: NewJob) -> NewJob {
-    NewJob { max_attempts: new.max_attempts.map(|limit| limit.max(1)), ..new }
-}
-
-fn refuse_taken_id(job: JobRef) -> ! {
-    let table = relation::name(pg_sys::Oid::from(job.table)).unwrap_or_else(|| job.table.to_string());
-    PgError::new(
-        PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
-        format!("an unfinished job with id {} exists already in job table \"{table}\"", format_id(&job.id)),
-    )
-    .detail("The id names the job, so it has to be unique over all partitions.")
-    .hint("Should no partition have such a row, call background_jobs.detach() and background_jobs.attach().")
-    .raise()
-}
-
-fn refuse_taken_key(job: JobRef, key: &str) {
-    if catalog::find_by_key(job.table, key).is_some_and(|holder| holder != job.id) {
-        PgError::new(
-            PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
-            format!("an unfinished job with job_key \"{key}\" exists already"),
-        )
-        .hint("Use background_jobs.enqueue() with job_key_mode 'replace' or 'keep', or cancel that job first.")
-        .raise();
-    }
-}
-
 /// AFTER UPDATE, DELETE, TRUNCATE: takes jobs out of the queue that are cancelled, finished by somebody else, or gone.
 pub fn withdraw(call: &Call) {
     let table = job_table_of(call);
@@ -235,7 +167,7 @@ pub fn withdraw(call: &Call) {
                 take_out(before);
             }
             if change.submit {
-                queue(submission(&new, table, &options_of(call)), taken_id(call));
+                enqueue::queue(new_job(&new, table, &options_of(call)), taken_id(call));
             }
         }
         (Event::Delete, true, Some(old), _) => {

@@ -4,6 +4,7 @@ use super::{
     Fallible, attached_table, invalid, job_argument, missing, or_raise, owned_table, require_preload, table_argument,
 };
 use crate::catalog::{self, NewJob};
+use crate::enqueue::{self, Taken};
 use crate::inserted;
 use crate::job::{JobRef, Tid, Timing, handler_name};
 use crate::job_table::{self, Options};
@@ -18,7 +19,7 @@ use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
 use crate::pg::xact;
 use crate::protocol::{FINISHED, UNFINISHED};
-use crate::submit::{self, Taken};
+use crate::submit;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum};
 
@@ -206,7 +207,7 @@ fn adjust(args: &Args, job: JobRef, options: &Options) {
         job_key: args.text(5),
         row_tid: 0,
     };
-    submit::requeue(new, Taken::Replace);
+    enqueue::requeue(new, Taken::Replace);
 }
 
 fn cancel_row(table: &Relation, id: &[u8; 16]) -> bool {
@@ -282,7 +283,7 @@ fn retry_job(args: &Args) -> Fallible<bool> {
     let Some(new) = new else { return Ok(false) };
     bookkeeping(|| spi::connect(|| catalog::supersede_attempts(job)));
     // In another partition somebody may just have submitted the id.
-    submit::queue(new, if table.kind == 'p' { Taken::Refuse } else { Taken::Replace });
+    enqueue::queue(new, if table.kind == 'p' { Taken::Refuse } else { Taken::Replace });
     Ok(true)
 }
 

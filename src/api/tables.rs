@@ -2,6 +2,7 @@
 
 use super::{Fallible, invalid, missing, or_raise, owned_table, require_preload};
 use crate::catalog;
+use crate::enqueue::{self, Taken};
 use crate::job::{JobRef, handler_name};
 use crate::job_table::{self, DEFAULT_HANDLER_KEY, Options, TRIGGERS, literal};
 use crate::notes;
@@ -11,7 +12,7 @@ use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
 use crate::pg::{shmem as pg_shmem, xact};
-use crate::submit::{self, Taken};
+use crate::submit;
 use crate::worker::dispatcher::runnable;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -185,7 +186,7 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
                 job_key: rows.get(row, 7),
                 row_tid: 0,
             };
-            submit::queue(new, Taken::Replace);
+            enqueue::queue(new, Taken::Replace);
             submitted += 1;
         });
     };

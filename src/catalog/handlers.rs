@@ -90,12 +90,6 @@ pub struct Destination {
     pub owner: Option<u32>,
 }
 
-impl Destination {
-    pub fn priority_of(&self, new: &NewJob) -> i16 {
-        new.priority.unwrap_or(self.priority)
-    }
-}
-
 pub fn destination(of: u32, name: &str) -> Destination {
     let rows = statement!(
         "SELECT background_jobs.lane_of($2, (-32768)::int2, 0::int2), h.priority, c.relowner

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::pg::heap;
-use crate::submit::Submission;
 
 /// A job as it enters the queue.
 #[derive(Debug, Clone)]
@@ -22,8 +21,24 @@ pub struct NewJob {
 }
 
 impl NewJob {
-    pub fn lane(&self, priority: i16) -> LaneKey {
+    fn lane(&self, priority: i16) -> LaneKey {
         LaneKey { table: self.job.table, handler: self.handler.as_str().into(), priority, timing: self.timing }
+    }
+}
+
+/// A job and where it goes.
+pub struct Submission {
+    pub new: NewJob,
+    pub destination: Destination,
+}
+
+impl Submission {
+    fn priority(&self) -> i16 {
+        self.new.priority.unwrap_or(self.destination.priority)
+    }
+
+    pub fn lane(&self) -> LaneKey {
+        self.new.lane(self.priority())
     }
 }
 
@@ -32,8 +47,8 @@ impl NewJob {
 pub fn insert(submissions: &[Submission]) -> Vec<Option<Tid>> {
     let Some(queue) = heap::Table::open(c"queued_job") else { return vec![None; submissions.len()] };
     let row_tids: Vec<_> = submissions.iter().map(|submission| item_pointer(submission.new.row_tid)).collect();
-    let row = |(Submission { new, destination, .. }, row_tid): (&Submission, _)| {
-        let priority = destination.priority_of(new);
+    let row = |(submission, row_tid): (&Submission, _)| {
+        let (Submission { new, destination }, priority) = (submission, submission.priority());
         [
             uuid(&new.job.id),
             table(new.job.table),

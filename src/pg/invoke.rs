@@ -1,20 +1,26 @@
 //! Calls of a user's function without a statement around them: the call is all that is to be done, and what the executor sets up for
 //! one costs more than many a function.
 
+use crate::pg::error::PgError;
 use crate::pg::function::{self, Exact};
 use crate::pg::memory::Context;
 use crate::pg::xact;
+use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum};
 use std::cell::{Cell, UnsafeCell};
+use std::mem::offset_of;
 
 /// The most arguments that a function is called with.
 const ARGUMENTS: usize = 2;
 
+/// The server's structure for a call, with room for the arguments behind it, where the server looks for them.
 #[repr(C)]
 struct CallInfo {
     base: pg_sys::FunctionCallInfoBaseData,
     arguments: [pg_sys::NullableDatum; ARGUMENTS],
 }
+
+const _: () = assert!(offset_of!(CallInfo, arguments) == offset_of!(pg_sys::FunctionCallInfoBaseData, args));
 
 /// A function to be called time and again, with what it keeps between its calls.
 pub struct Invoked {
@@ -62,12 +68,15 @@ impl Invoked {
             for (to, value) in call.arguments.iter_mut().zip(arguments) {
                 to.value = *value;
             }
-            let call = &raw mut call.base;
+            let call = (&raw mut call).cast::<pg_sys::FunctionCallInfoBaseData>();
             let mut usage = pg_sys::PgStat_FunctionCallUsage::default();
             pg_sys::pgstat_init_function_usage(call, &mut usage);
-            let result = (*info).fn_addr.map(|address| pg_sys::ffi::pg_guard_ffi_boundary(|| address(call)));
+            let Some(address) = (*info).fn_addr else {
+                PgError::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "function has no address").raise();
+            };
+            let result = pg_sys::ffi::pg_guard_ffi_boundary(|| address(call));
             pg_sys::pgstat_end_function_usage(&mut usage, true);
-            result.filter(|_| !(*call).isnull)
+            (!(*call).isnull).then_some(result)
         };
         self.of.set(Some(*function));
         result

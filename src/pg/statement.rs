@@ -30,7 +30,7 @@ thread_local! {
 }
 
 /// Chains the hook; to be called while the server loads the library. `at_end` is called at the end of each statement that
-/// `collecting` has told, if it has not failed.
+/// `waiting_for` has told, and of others, unless it fails.
 pub fn install(at_end: fn(Number)) {
     AT_END.get_or_init(|| at_end);
     xact::on_end(forget);
@@ -46,8 +46,9 @@ fn forget(_: End) {
 }
 
 /// The statement that an AFTER INSERT trigger is called for, if what the trigger has to do may wait for its end.
-pub fn collecting(call: &Call) -> Option<Number> {
+pub fn waiting_for(call: &Call) -> Option<Number> {
     let statement = OPEN.with_borrow(|open| open.last().copied())?;
+    // The last one may have failed, where the server applies rows without a statement (logical replication): not in this subtransaction.
     // SAFETY: reads the state of this backend.
     let current = unsafe { pg_sys::GetCurrentSubTransactionId() };
     // The triggers for the statement as a whole are those of the partition's parent.

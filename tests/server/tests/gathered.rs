@@ -122,6 +122,23 @@ fn what_a_trigger_of_the_owners_cancels_is_not_queued_and_what_it_takes_back_is(
 }
 
 #[test]
+fn a_trigger_for_a_row_that_is_updated_instead_finds_those_that_were_inserted() {
+    let mut app = app("conflict");
+    let id = app.submit("old", json!({}));
+    trigger(
+        &mut app,
+        "AFTER UPDATE ON background_jobs FOR EACH ROW",
+        "ASSERT (SELECT count(*) = 51 FROM background_jobs.queue);",
+    );
+    app.execute(
+        "INSERT INTO background_jobs (id) SELECT CASE WHEN n = 51 THEN $1 ELSE gen_random_uuid() END FROM generate_series(1, 51) n
+             ON CONFLICT (id) DO UPDATE SET payload = excluded.payload",
+        &[&id],
+    );
+    assert_eq!(waiting(&app), 51);
+}
+
+#[test]
 fn a_trigger_on_another_table_of_the_same_statement_finds_the_row() {
     let mut app = app("with");
     app.sql("CREATE TABLE log (id uuid)");
@@ -202,4 +219,22 @@ fn a_row_with_the_id_of_a_job_that_waits_takes_its_place() {
     let handlers = "SELECT string_agg(DISTINCT handler, ','), count(*) FROM background_jobs.queue";
     let row = app.client.query_one(handlers, &[]).unwrap();
     assert_eq!((row.get::<_, &str>(0), row.get::<_, i64>(1)), ("new", 100));
+}
+
+/// Their order is that of their arrival, also where many arrive within a microsecond.
+#[test]
+fn no_two_submissions_have_the_same_arrival() {
+    let app = app("arrivals");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let mut client = app.session();
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    client.batch_execute(MANY).unwrap_or_else(|e| panic!("{MANY}: {e:?}"));
+                }
+            });
+        }
+    });
+    let same = "SELECT count(*) - count(DISTINCT enqueued_at) FROM background_jobs.queued_job";
+    assert_eq!((waiting(&app), app.admin().query_one(same, &[]).unwrap().get::<_, i64>(0)), (12_000, 0));
 }

@@ -252,9 +252,8 @@ fn optional_columns_are_read_and_written() {
     assert!(finished, "{:?}", app.rows("SELECT attempts, started_at, finished_at FROM background_jobs", &[]));
 }
 
-#[test]
-fn order_is_priority_then_arrival() {
-    let mut app = SHARED.app("order");
+/// Jobs of the handler `serial` run one at a time, from the opening of the gate `go` on.
+fn hold_queue(app: &mut App) {
     app.handler_with(
         "serial",
         "IF payload ? 'first' THEN PERFORM reach(1); PERFORM await_gate('go'); END IF; PERFORM note(); RETURN NULL;",
@@ -262,6 +261,12 @@ fn order_is_priority_then_arrival() {
     );
     app.submit("serial", json!({"first": true}));
     app.wait_reached(1);
+}
+
+#[test]
+fn order_is_priority_then_arrival() {
+    let mut app = SHARED.app("order");
+    hold_queue(&mut app);
     let mut enqueue =
         |priority: i16| -> Uuid { app.one("SELECT background_jobs.enqueue('serial', priority => $1)", &[&priority]) };
     let (late, normal, second, early) = (enqueue(5), enqueue(0), enqueue(0), enqueue(-5));
@@ -277,13 +282,7 @@ fn order_is_priority_then_arrival() {
 fn jobs_of_one_run_at_run_in_the_order_of_their_arrival() {
     let mut app = SHARED.app_without_table("same_run_at");
     app.sql("SELECT background_jobs.create_table(columns => '{run_at}')");
-    app.handler_with(
-        "serial",
-        "IF payload ? 'first' THEN PERFORM reach(1); PERFORM await_gate('go'); END IF; PERFORM note(); RETURN NULL;",
-        "concurrency => 1",
-    );
-    app.submit("serial", json!({"first": true}));
-    app.wait_reached(1);
+    hold_queue(&mut app);
     app.sql(
         "INSERT INTO background_jobs (payload, run_at)
          SELECT jsonb_build_object('handler', 'serial', 'n', n), '2020-02-20' FROM generate_series(1, 600) n",

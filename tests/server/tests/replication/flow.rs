@@ -127,3 +127,33 @@ fn a_stale_cancel_after_completion_changes_nothing_but_the_flag() {
     assert_eq!(pair.server.state(id), "completed");
     assert_eq!(pair.server.noted(id), 1);
 }
+
+/// Rows that come by replication belong to no statement, and so not to one that has failed before them.
+#[test]
+fn a_statement_that_fails_in_a_trigger_of_the_row_keeps_no_job_from_the_queue() {
+    let mut pair = pair("trigger_fails");
+    pair.server.sql(
+        "CREATE TABLE audit (job uuid);
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+         CREATE TRIGGER refuse AFTER INSERT ON audit FOR EACH ROW EXECUTE FUNCTION refuse();
+         ALTER TABLE audit ENABLE ALWAYS TRIGGER refuse;
+         CREATE FUNCTION note_down() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             BEGIN
+                 INSERT INTO public.audit VALUES (NEW.id);
+             EXCEPTION WHEN raise_exception THEN NULL;
+             END;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER note_down BEFORE INSERT ON background_jobs FOR EACH ROW EXECUTE FUNCTION note_down();
+         ALTER TABLE background_jobs ENABLE ALWAYS TRIGGER note_down",
+    );
+    pair.subscribe("");
+    pair.wait_copied();
+    let ids: Vec<Uuid> = (0..3).map(|n| pair.submit("noted", json!({"n": n}))).collect();
+    for id in ids {
+        assert!(pair.wait_final(id).completed);
+        assert_eq!(pair.server.noted(id), 1);
+    }
+    assert_converged(&mut pair);
+}

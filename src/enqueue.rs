@@ -1,0 +1,150 @@
+//! How a job enters the queue: in the ordinary case without SQL, and with others of its statement if it can wait for them; else by
+//! a statement that knows what to do about what is there already.
+
+use crate::catalog::{self, NewJob, Submission};
+use crate::destinations;
+use crate::job::{JobRef, Waiting, format_id};
+use crate::notes::{self, Submitted};
+use crate::pg::error::PgError;
+use crate::pg::relation;
+use crate::pg::role::bookkeeping;
+use crate::pg::spi;
+use crate::pg::statement::Number;
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::RefCell;
+
+/// What becomes of a queued job that has the id of a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    Replace,
+    Refuse,
+}
+
+/// Submissions kept at most, some 50 kB.
+const MANY: usize = 256;
+
+/// Those that wait for the end of their statement: a page of rows is written at a time then, and each index is opened once for all.
+#[derive(Default)]
+struct Gathered {
+    /// Whose they are: those of a statement that has failed are nobody's.
+    statement: Number,
+    submissions: Vec<Submission>,
+}
+
+thread_local! {
+    static GATHERED: RefCell<Gathered> = RefCell::new(Gathered::default());
+}
+
+/// Queues a job for whoever the caller is, and takes the note.
+pub fn queue(new: NewJob, taken: Taken) {
+    match submission(new) {
+        Ok(submission) => insert(vec![submission], taken),
+        Err(new) => requeue(new, taken),
+    }
+}
+
+/// The same at the latest when the statement ends. Of a former row with the same id nothing is left but its job.
+pub fn queue_for(statement: Number, new: NewJob) {
+    match submission(new) {
+        Ok(submission) => gather(statement, submission),
+        Err(new) => requeue(new, Taken::Replace),
+    }
+}
+
+/// The quick way, if it is open to this job; else the job.
+fn submission(new: NewJob) -> Result<Submission, NewJob> {
+    let new = at_least_one_attempt(new);
+    if new.job_key.is_some() {
+        return Err(new);
+    }
+    match destinations::of(new.job.table, &new.handler) {
+        Some(destination) => Ok(Submission { new, destination }),
+        None => Err(new),
+    }
+}
+
+fn gather(statement: Number, submission: Submission) {
+    let many = GATHERED.with_borrow_mut(|gathered| {
+        if gathered.statement != statement {
+            gathered.statement = statement;
+            gathered.submissions.clear();
+        }
+        gathered.submissions.push(submission);
+        gathered.submissions.len() >= MANY
+    });
+    if many {
+        queue_gathered(statement);
+    }
+}
+
+/// Queues what waits for the end of this statement.
+pub fn queue_gathered(statement: Number) {
+    let submissions = GATHERED.with_borrow_mut(|gathered| {
+        if gathered.statement == statement { std::mem::take(&mut gathered.submissions) } else { Vec::new() }
+    });
+    if !submissions.is_empty() {
+        insert(submissions, Taken::Replace);
+    }
+}
+
+fn insert(submissions: Vec<Submission>, taken: Taken) {
+    let places = catalog::insert(&submissions);
+    for (submission, tid) in submissions.into_iter().zip(places) {
+        let Some(tid) = tid else {
+            requeue(submission.new, taken);
+            continue;
+        };
+        let (lane, Submission { new, destination }) = (submission.lane(), submission);
+        let waiting = Waiting {
+            id: new.job.id,
+            run_at: new.run_at,
+            enqueued_at: new.enqueued_at,
+            attempts: 0,
+            max_attempts: new.max_attempts,
+            tid,
+            row_tid: new.row_tid,
+        };
+        notes::note_change(lane, new.run_at, Some(Submitted { waiting, owner: destination.owner }));
+    }
+}
+
+/// Queues a job that is, or may be, in the queue already.
+pub fn requeue(new: NewJob, taken: Taken) {
+    let new = at_least_one_attempt(new);
+    let lane = bookkeeping(|| {
+        spi::connect(|| {
+            if let Some(key) = &new.job_key {
+                refuse_taken_key(new.job, key);
+            }
+            catalog::enqueue(&new, taken == Taken::Refuse)
+        })
+    });
+    let Some(lane) = lane else { refuse_taken_id(new.job) };
+    notes::note_job(lane, new.run_at);
+}
+
+fn at_least_one_attempt(new: NewJob) -> NewJob {
+    NewJob { max_attempts: new.max_attempts.map(|limit| limit.max(1)), ..new }
+}
+
+fn refuse_taken_id(job: JobRef) -> ! {
+    let table = relation::name(pg_sys::Oid::from(job.table)).unwrap_or_else(|| job.table.to_string());
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
+        format!("an unfinished job with id {} exists already in job table \"{table}\"", format_id(&job.id)),
+    )
+    .detail("The id names the job, so it has to be unique over all partitions.")
+    .hint("Should no partition have such a row, call background_jobs.detach() and background_jobs.attach().")
+    .raise()
+}
+
+fn refuse_taken_key(job: JobRef, key: &str) {
+    if catalog::find_by_key(job.table, key).is_some_and(|holder| holder != job.id) {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
+            format!("an unfinished job with job_key \"{key}\" exists already"),
+        )
+        .hint("Use background_jobs.enqueue() with job_key_mode 'replace' or 'keep', or cancel that job first.")
+        .raise();
+    }
+}
