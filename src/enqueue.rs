@@ -1,7 +1,7 @@
 //! How a job enters the queue: in the ordinary case without SQL, and with others of its statement if it can wait for them; else by
 //! a statement that knows what to do about what is there already.
 
-use crate::catalog::{self, NewJob, Submission};
+use crate::catalog::{self, Destination, NewJob, Submission};
 use crate::destinations;
 use crate::job::{JobRef, Waiting, format_id};
 use crate::notes::{self, Submitted};
@@ -37,30 +37,25 @@ thread_local! {
 
 /// Queues a job for whoever the caller is, and takes the note.
 pub fn queue(new: NewJob, taken: Taken) {
-    match submission(new) {
-        Ok(submission) => insert(vec![submission], taken),
-        Err(new) => requeue(new, taken),
+    let new = at_least_one_attempt(new);
+    match destination(&new) {
+        Some(destination) => insert(vec![Submission { new, destination }], taken),
+        None => requeue(new, taken),
     }
 }
 
 /// The same at the latest when the statement ends. Of a former row with the same id nothing is left but its job.
 pub fn queue_for(statement: Number, new: NewJob) {
-    match submission(new) {
-        Ok(submission) => gather(statement, submission),
-        Err(new) => requeue(new, Taken::Replace),
+    let new = at_least_one_attempt(new);
+    match destination(&new) {
+        Some(destination) => gather(statement, Submission { new, destination }),
+        None => requeue(new, Taken::Replace),
     }
 }
 
-/// The quick way, if it is open to this job; else the job.
-fn submission(new: NewJob) -> Result<Submission, NewJob> {
-    let new = at_least_one_attempt(new);
-    if new.job_key.is_some() {
-        return Err(new);
-    }
-    match destinations::of(new.job.table, &new.handler) {
-        Some(destination) => Ok(Submission { new, destination }),
-        None => Err(new),
-    }
+/// Where the job goes, if the quick way is open to it.
+fn destination(new: &NewJob) -> Option<Destination> {
+    if new.job_key.is_some() { None } else { destinations::of(new.job.table, &new.handler) }
 }
 
 fn gather(statement: Number, submission: Submission) {

@@ -303,3 +303,16 @@ fn a_job_that_run_now_has_moved_is_not_handed_out_from_where_it_waited_before() 
     assert_eq!(kept, [(1, json!("no")), (2, json!("no")), (3, json!("no"))]);
     assert_eq!(app.one::<i64>("SELECT last_value FROM starts", &[]), 3, "the third attempt was the last");
 }
+
+/// However its row comes: with others of its statement, or with a key.
+#[test]
+fn a_row_that_allows_no_attempt_has_one() {
+    let mut app = SHARED.app_without_table("allows_none");
+    app.sql("SELECT background_jobs.create_table(columns => '{max_attempts, job_key}')");
+    app.handler("once", "PERFORM note(); RETURN to_jsonb('ran'::text);");
+    app.sql(
+        "INSERT INTO background_jobs (payload, max_attempts) SELECT '{\"handler\": \"once\"}', -n FROM generate_series(0, 2) n;
+         INSERT INTO background_jobs (payload, max_attempts, job_key) VALUES ('{\"handler\": \"once\"}', 0, 'key')",
+    );
+    app.wait_true("SELECT count(*) = 4 AND bool_and(result = '\"ran\"') FROM background_jobs WHERE completed");
+}
