@@ -5,14 +5,15 @@ use super::*;
 /// A place in a lane: when a job is due there, and when it arrived.
 pub type Position = (Timestamp, Timestamp);
 
-/// The lanes with jobs in them whose handler is registered. Walks from lane to lane, not from job to job.
-pub fn lanes() -> Vec<LaneKey> {
+/// The lanes with jobs in them whose handler is registered, or is one of these. Walks from lane to lane, not from job to job.
+pub fn lanes(only: Option<&[(u32, Rc<str>)]>) -> Vec<LaneKey> {
     let rows = statement!(
         "WITH RECURSIVE lane AS (
              SELECT h.job_table, h.name, h.last, n.lane
                FROM (SELECT job_table, name, background_jobs.lane_of(name, (-32768)::int2, 0::int2) AS first,
                             background_jobs.lane_of(name, 32767::int2, 3::int2) AS last
-                       FROM background_jobs.handler) h
+                       FROM background_jobs.handler
+                      WHERE $1 IS NULL OR (job_table, name) IN (SELECT * FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS one)) h
               CROSS JOIN LATERAL (
                     SELECT q.lane FROM background_jobs.queued_job q
                      WHERE q.job_table = h.job_table AND q.lane BETWEEN h.first AND h.last
@@ -24,9 +25,15 @@ pub fn lanes() -> Vec<LaneKey> {
                      WHERE q.job_table = l.job_table AND q.lane > l.lane AND q.lane <= l.last
                      ORDER BY q.lane LIMIT 1) n)
          SELECT job_table::oid, name, ((lane >> 2 & 65535) - 32768)::int2, (lane & 3)::int2 FROM lane",
-        []
+        [OIDS, TEXTS]
     )
-    .execute(&[], 0);
+    .execute(
+        &[
+            only.and_then(|only| oids(only.iter().map(|(table, _)| Oid::from(*table)))),
+            only.and_then(|only| texts(only.iter().map(|(_, name)| &**name))),
+        ],
+        0,
+    );
     (0..rows.processed)
         .map(|row| LaneKey {
             table: rows.get::<Oid>(row, 1).unwrap_or(Oid::INVALID).to_u32(),

@@ -18,10 +18,11 @@ use crate::job::{JobId, JobRef, LaneKey, Setback, Tid, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::memory::{Context, Current, HeldDatum};
-use crate::pg::spi::{Statement, item_pointer, oid, text, timestamp, uuid};
+use crate::pg::spi::{Statement, item_pointer, oid, oids, text, texts, timestamp, uuid};
 use crate::protocol::{self, Identity};
 use crate::shmem::Assignment;
 use pgrx::pg_sys::{self, Datum, Oid};
+use std::rc::Rc;
 use std::time::Duration;
 
 const OID: Oid = pg_sys::OIDOID;
@@ -35,6 +36,8 @@ const BOOL: Oid = pg_sys::BOOLOID;
 const TIME: Oid = pg_sys::TIMESTAMPTZOID;
 const INTERVAL: Oid = pg_sys::INTERVALOID;
 const JSONB: Oid = pg_sys::JSONBOID;
+const OIDS: Oid = pg_sys::OIDARRAYOID;
+const TEXTS: Oid = pg_sys::TEXTARRAYOID;
 
 /// The statement, prepared once per process.
 macro_rules! statement {

@@ -243,7 +243,6 @@ pub fn uuids<'a>(ids: impl Iterator<Item = &'a [u8; 16]>) -> Option<pg_sys::Datu
     array(ids.map(uuid), pg_sys::UUIDOID, 16, false, b'c')
 }
 
-/// As tid.
 /// A tid as the server has it.
 pub fn item_pointer(tid: u64) -> pg_sys::ItemPointerData {
     let mut pointer = pg_sys::ItemPointerData::default();
@@ -253,6 +252,14 @@ pub fn item_pointer(tid: u64) -> pg_sys::ItemPointerData {
 
 pub fn jsonbs(documents: impl Iterator<Item = Option<pg_sys::Datum>>) -> Option<pg_sys::Datum> {
     array(documents, pg_sys::JSONBOID, -1, false, b'i')
+}
+
+pub fn oids(values: impl Iterator<Item = pg_sys::Oid>) -> Option<pg_sys::Datum> {
+    array(values.map(oid), pg_sys::OIDOID, 4, true, b'i')
+}
+
+pub fn texts<'a>(values: impl Iterator<Item = &'a str>) -> Option<pg_sys::Datum> {
+    array(values.map(text), pg_sys::TEXTOID, -1, false, b'i')
 }
 
 pub fn int4s(numbers: impl Iterator<Item = i32>) -> Option<pg_sys::Datum> {

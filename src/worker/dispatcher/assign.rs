@@ -4,15 +4,16 @@
 //! handler that is known to be short may wait behind others in an executor's mailbox, any other job needs an executor that is
 //! idle.
 
+use super::turns::{Contender, Seat, Terms};
 use super::{Claimed, Dispatcher};
-use crate::gucs;
 use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::pg::clock;
 use crate::protocol;
-use crate::shmem::{self, Assignment, BATCH, ExecutorSlot, SlotState};
+use crate::shmem::{self, Assignment, BATCH, ExecutorSlot};
 use crate::worker::SHORT;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,12 +37,8 @@ impl Pace {
         *mean = (*mean * 7 + run_us) / 8;
     }
 
-    fn is_short(&self, lane: &LaneKey) -> bool {
-        self.depth(lane) > 0
-    }
-
-    /// Behind how many others a job may wait in a mailbox.
-    fn depth(&self, lane: &LaneKey) -> usize {
+    /// Behind how many others a job may wait in a mailbox. 0: the handler is not known to be short.
+    pub fn depth(&self, lane: &LaneKey) -> usize {
         match self.0.get(&(lane.table, lane.handler.clone())) {
             Some(mean) if u128::from(*mean) < SHORT.as_micros() => {
                 DEPTH.min((WAIT.as_micros() / u128::from(*mean).max(1)) as usize)
@@ -49,6 +46,20 @@ impl Pace {
             _ => 0,
         }
     }
+}
+
+/// Jobs that are handed out before the dispatcher looks around again. Executors may be as quick as it is, and then it would never come
+/// to an end as long as a job is left.
+const ROUND: usize = 1000;
+
+/// What came of a turn.
+#[derive(PartialEq, Eq)]
+enum Handed {
+    Job,
+    /// The lane has none that may run now.
+    Nothing,
+    /// No executor has room for it.
+    NoRoom,
 }
 
 /// How long the executor has been at its present job.
@@ -63,23 +74,36 @@ pub fn busy_for(slot: &ExecutorSlot) -> Duration {
 }
 
 impl Dispatcher {
-    pub fn assign(&mut self) {
-        let mut owners: BTreeMap<u32, bool> = BTreeMap::new();
-        for (key, lane) in &self.lanes {
-            if lane.first().is_some()
-                && let Some(table) = self.tables.get(&key.table)
-                && table.runnable
-            {
-                owners.insert(table.owner, true);
-            }
+    /// Hands out what there is room for. True: there may be room for more.
+    pub fn assign(&mut self) -> bool {
+        let mut hungry = self.hand_restarts();
+        let mut lanes = std::mem::take(&mut self.lanes);
+        let mut contenders = self.contenders(&mut lanes);
+        let mut left = ROUND;
+        while !contenders.is_empty() && left > 0 {
+            contenders.retain(|owner, contender| {
+                left = left.saturating_sub(1);
+                let handed = self.hand_next(contender);
+                if handed == Some(Handed::NoRoom) {
+                    hungry.push(*owner);
+                }
+                matches!(handed, Some(Handed::Job | Handed::Nothing))
+            });
         }
-        self.hand_restarts();
-        while !owners.is_empty() {
-            owners.retain(|owner, _| self.assign_one(*owner));
-        }
+        let more = !contenders.is_empty();
+        drop(contenders);
+        self.lanes = lanes;
+        self.want_executors(hungry);
+        more
+    }
+
+    /// Sees to executors for owners whose jobs found no room.
+    fn want_executors(&mut self, mut hungry: Vec<u32>) {
+        hungry.sort_unstable();
+        hungry.dedup();
         // Who has none comes first, and everybody else sees that before they take what is free.
         let (some, none): (Vec<u32>, Vec<u32>) =
-            self.owners_left().into_iter().partition(|owner| self.roster.has_executor(self.database, *owner));
+            hungry.into_iter().partition(|owner| self.roster.has_executor(self.database, *owner));
         let starving = none.iter().filter(|owner| !self.roster.is_in_trouble(**owner)).count();
         self.slot.starving.store(starving as u32, Ordering::Release);
         for owner in none {
@@ -90,14 +114,16 @@ impl Dispatcher {
         }
     }
 
-    /// Has the rows of attempts that nobody could end brought back to zero progress.
-    fn hand_restarts(&mut self) {
+    /// Has the rows of attempts that nobody could end brought back to zero progress. Returns the owners for whose
+    /// there is no room.
+    fn hand_restarts(&mut self) -> Vec<u32> {
+        let mut hungry = Vec::new();
         for assignment in std::mem::take(&mut self.restarts) {
             let owner = self.tables.get(&assignment.table).filter(|table| table.runnable).map(|table| table.owner);
             let Some(owner) = owner.filter(|_| !self.claims.contains_key(&assignment.job())) else { continue };
-            let handed = self.room(owner, 0).and_then(|executor| {
-                let slot = &shmem::executors()[executor];
-                slot.hand(&assignment).map(|number| (executor, number, slot))
+            let handed = self.seats(owner).free(0).and_then(|seat| {
+                let number = seat.slot.hand(&assignment)?;
+                Some((seat.executor, number, seat.slot))
             });
             match handed {
                 Some((executor, number, slot)) => {
@@ -113,128 +139,86 @@ impl Dispatcher {
                         Claimed { executor, number, lane, enqueued_at: assignment.enqueued_at },
                     );
                 }
-                None => self.restarts.push(assignment),
+                None => {
+                    hungry.push(owner);
+                    self.restarts.push(assignment);
+                }
             }
         }
+        hungry
     }
 
-    /// Owners whose due jobs found no room.
-    fn owners_left(&self) -> Vec<u32> {
-        let mut owners: Vec<u32> = self
-            .lanes
-            .values()
-            .filter(|lane| lane.first().is_some() && self.may_run(&lane.key) && !lane.is_blocked())
-            .filter(|lane| protocol::may_start(lane.key.timing, shmem::header().no_suspect_runs()))
-            .filter_map(|lane| self.tables.get(&lane.key.table))
-            .filter(|table| table.runnable)
-            .map(|table| table.owner)
-            .chain(self.restarts.iter().filter_map(|a| self.tables.get(&a.table)).map(|table| table.owner))
-            .collect();
-        owners.sort_unstable();
-        owners.dedup();
-        owners
+    /// Hands out a job of the lane whose turn it is. None: the owner has no lane left.
+    fn hand_next(&mut self, contender: &mut Contender) -> Option<Handed> {
+        let turn = contender.turns.next()?;
+        let key = &turn.lane.key;
+        let terms = turn.terms.or_else(|| self.terms(key));
+        turn.terms = terms;
+        let Some(terms) = terms.filter(|terms| self.may_run(key, terms)) else {
+            contender.turns.pass(false);
+            return Some(Handed::Nothing);
+        };
+        let Some(seat) = contender.seats.free(terms.depth) else { return Some(Handed::NoRoom) };
+        let suspect = key.timing == Timing::Quarantine;
+        let number = seat.slot.handed();
+        if suspect && !shmem::header().reserve_suspect(seat.executor, number) {
+            contender.turns.pass(false);
+            return Some(Handed::Nothing);
+        }
+        let waiting = turn.lane.take()?;
+        self.turns += 1;
+        turn.lane.turn = self.turns;
+        let handed = self.hand(&turn.lane.key, &waiting, &terms, seat);
+        if suspect && handed != Handed::Job {
+            shmem::header().release_suspect(seat.executor, number);
+        }
+        if handed == Handed::NoRoom {
+            turn.lane.untake(waiting);
+        }
+        contender.turns.pass(true);
+        Some(handed)
+    }
+
+    fn hand(&mut self, key: &LaneKey, waiting: &Waiting, terms: &Terms, seat: &mut Seat) -> Handed {
+        let job = JobRef { table: key.table, id: waiting.id };
+        let is_owed = self.debts.hold(&job);
+        let place = match self.claims.entry(job) {
+            Entry::Vacant(place) if !is_owed => place,
+            _ => {
+                // It was in the windows of two lanes (run_now() or a retry has moved it), or was submitted again.
+                self.skipped.insert(job, (key.clone(), waiting.run_at));
+                return Handed::Nothing;
+            }
+        };
+        let (attempt, action) =
+            protocol::next_attempt(waiting.attempts, waiting.max_attempts.unwrap_or(terms.max_attempts));
+        let Some(number) = seat.slot.hand(&Assignment::new(key, waiting, attempt, action)) else {
+            // It was asked to leave in the meantime.
+            return Handed::NoRoom;
+        };
+        seat.slot.process.wake();
+        seat.is_shortly_free = terms.depth > 0;
+        let claimed = Claimed { executor: seat.executor, number, lane: key.clone(), enqueued_at: waiting.enqueued_at };
+        place.insert(claimed);
+        Handed::Job
+    }
+
+    /// None: no such handler is registered.
+    fn terms(&self, key: &LaneKey) -> Option<Terms> {
+        let definition = self.handlers.get(&(key.table, key.handler.clone()))?;
+        // A suspect has an executor to itself.
+        let suspect = key.timing == Timing::Quarantine;
+        Some(Terms {
+            depth: if suspect { 0 } else { self.roster.pace.depth(key) },
+            concurrency: definition.concurrency,
+            max_attempts: handler::policy(definition, None).max_attempts,
+        })
     }
 
     /// Is the handler below its own limit of concurrent jobs?
-    fn may_run(&self, key: &LaneKey) -> bool {
-        let handler = self.handlers.get(&(key.table, key.handler.clone()));
-        match handler.and_then(|handler| handler.concurrency) {
-            None => handler.is_some(),
-            Some(limit) => {
-                let running = self
-                    .claims
-                    .values()
-                    .filter(|claimed| claimed.lane.table == key.table && claimed.lane.handler == key.handler)
-                    .count();
-                (running as i64) < i64::from(limit)
-            }
-        }
-    }
-
-    /// Hands out one job of this owner; false if there is none, or no room for it.
-    fn assign_one(&mut self, owner: u32) -> bool {
-        let candidate = self
-            .lanes
-            .values()
-            .filter(|lane| lane.first().is_some() && !lane.is_blocked())
-            .filter(|lane| self.tables.get(&lane.key.table).is_some_and(|table| table.owner == owner && table.runnable))
-            .filter(|lane| self.may_run(&lane.key))
-            .filter(|lane| protocol::may_start(lane.key.timing, shmem::header().no_suspect_runs()))
-            .min_by_key(|lane| (lane.key.priority, lane.turn))
-            .map(|lane| lane.key.clone());
-        let Some(key) = candidate else { return false };
-        // A suspect has an executor to itself.
-        let suspect = key.timing == Timing::Quarantine;
-        let depth = if suspect { 0 } else { self.roster.pace.depth(&key) };
-        let Some(executor) = self.room(owner, depth) else { return false };
-        let number = shmem::executors()[executor].handed();
-        if suspect && !shmem::header().reserve_suspect(executor, number) {
-            return false;
-        }
-        self.turns += 1;
-        let turn = self.turns;
-        let Some(lane) = self.lanes.get_mut(&key) else { return false };
-        lane.turn = turn;
-        let Some(waiting) = lane.take() else { return false };
-        let job = JobRef { table: key.table, id: waiting.id };
-        if self.claims.contains_key(&job) || self.debts.hold(&job) {
-            // It was in the windows of two lanes (run_now() or a retry has moved it), or was submitted again.
-            self.skipped.insert(job, (key, waiting.run_at));
-            if suspect {
-                shmem::header().release_suspect(executor, number);
-            }
-            return true;
-        }
-        let assignment = self.assignment(&key, &waiting);
-        let slot = &shmem::executors()[executor];
-        match slot.hand(&assignment) {
-            Some(number) => {
-                slot.process.wake();
-                self.claims.insert(
-                    assignment.job(),
-                    Claimed { executor, number, lane: key, enqueued_at: waiting.enqueued_at },
-                );
-                true
-            }
-            None => {
-                // It was asked to leave in the meantime.
-                shmem::header().release_suspect(executor, number);
-                if let Some(lane) = self.lanes.get_mut(&key) {
-                    lane.untake(waiting);
-                }
-                false
-            }
-        }
-    }
-
-    /// The executor of this owner that has most room for one more job, which may wait behind `depth` others.
-    fn room(&self, owner: u32, depth: usize) -> Option<usize> {
-        shmem::executors()
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.state() == SlotState::Ready && slot.belongs_to(self.database, owner))
-            .filter(|(_, slot)| slot.room() > 0)
-            .map(|(index, slot)| (slot.outstanding(), index, slot))
-            .filter(|(waiting, _, slot)| {
-                *waiting == 0 || (*waiting < depth && busy_for(slot) < BUSY && self.is_shortly_free(slot))
-            })
-            .min_by_key(|(waiting, ..)| *waiting)
-            .map(|(_, index, _)| index)
-    }
-
-    /// Does everything in the mailbox belong to handlers that are known to be short?
-    fn is_shortly_free(&self, slot: &ExecutorSlot) -> bool {
-        let first = slot.passed.load(Ordering::Acquire);
-        let job: JobRef = slot.claim(first).assignment().job();
-        self.claims.get(&job).is_some_and(|claimed| self.roster.pace.is_short(&claimed.lane))
-    }
-
-    fn assignment(&self, key: &LaneKey, waiting: &Waiting) -> Assignment {
-        let limit = match self.handlers.get(&(key.table, key.handler.clone())) {
-            Some(definition) => handler::policy(definition, waiting.max_attempts).max_attempts,
-            None => gucs::retry_policy().max_attempts,
-        };
-        let (attempt, action) = protocol::next_attempt(waiting.attempts, limit);
-        Assignment::new(key, waiting, attempt, action)
+    fn may_run(&self, key: &LaneKey, terms: &Terms) -> bool {
+        let ours = |claimed: &&Claimed| claimed.lane.table == key.table && claimed.lane.handler == key.handler;
+        let running = || self.claims.values().filter(ours).count();
+        terms.concurrency.is_none_or(|limit| (running() as i64) < i64::from(limit))
     }
 }

@@ -11,7 +11,8 @@ use crate::pg::{clock, database, relation};
 use crate::protocol::{self, Reading};
 use crate::shmem::{self, Note};
 use pgrx::pg_sys::Oid;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -107,17 +108,19 @@ impl Dispatcher {
         let (poll, version) = (news.poll, news.handlers_version);
         let handlers_changed = self.handlers_version != Some(version);
         let first = self.handlers_version.is_none();
+        let mut new = Vec::new();
         if poll || handlers_changed {
             self.restoring = database::is_being_restored();
-        }
-        if poll || handlers_changed {
-            self.read_handlers(version);
+            new = self.read_handlers(version);
             self.lanes.values_mut().for_each(|lane| lane.blocked_until = None);
             self.read_tables();
         }
         let notes = news.notes;
-        if poll || handlers_changed || notes.is_none() {
-            self.discover();
+        if poll || notes.is_none() {
+            self.lanes.values_mut().for_each(Lane::rewind);
+            self.discover(None);
+        } else if !new.is_empty() {
+            self.discover(Some(&new));
         }
         if first {
             self.lanes.keys().for_each(|lane| self.forget_clock(lane));
@@ -164,14 +167,18 @@ impl Dispatcher {
         true
     }
 
+    /// Returns the handlers that were not there before.
+    ///
     /// Whoever commits a change of the handlers tells everybody; a prepared transaction does so when it is prepared, and is committed by
     /// somebody who knows nothing of it. So that others look again who have done so between the two, a difference is told once more.
-    fn read_handlers(&mut self, version: u64) {
+    fn read_handlers(&mut self, version: u64) -> Vec<(u32, Rc<str>)> {
         let known = |handler: Handler| ((handler.table, handler.name.as_str().into()), handler);
-        let handlers = catalog::handlers(None).into_iter().map(known).collect();
+        let handlers: HashMap<_, _> = catalog::handlers(None).into_iter().map(known).collect();
         let told = handlers != self.handlers && self.slot.retell_handlers(version);
         self.handlers_version = Some(if told { version + 1 } else { version });
-        self.handlers = handlers;
+        self.lanes.retain(|key, _| handlers.contains_key(&(key.table, key.handler.clone())));
+        let before = std::mem::replace(&mut self.handlers, handlers);
+        self.handlers.keys().filter(|handler| !before.contains_key(*handler)).cloned().collect()
     }
 
     /// Something in this lane is due at `run_at`.
@@ -188,13 +195,10 @@ impl Dispatcher {
         }
     }
 
-    /// Looks for lanes everywhere, and at each from its beginning.
-    fn discover(&mut self) {
-        let handlers = &self.handlers;
-        self.lanes.retain(|key, _| handlers.contains_key(&(key.table, key.handler.clone())));
-        self.lanes.values_mut().for_each(Lane::rewind);
-        for key in catalog::lanes() {
-            if handlers.contains_key(&(key.table, key.handler.clone())) {
+    /// Looks for lanes of all handlers, or of these.
+    fn discover(&mut self, only: Option<&[(u32, Rc<str>)]>) {
+        for key in catalog::lanes(only) {
+            if self.handlers.contains_key(&(key.table, key.handler.clone())) {
                 self.lanes.entry(key).or_insert_with_key(|key| Lane::new(key.clone()));
             }
         }

@@ -11,6 +11,7 @@ mod look;
 mod roster;
 mod supervise;
 mod suspects;
+mod turns;
 
 use crate::catalog::{self, Handler};
 use crate::gucs;
@@ -200,9 +201,7 @@ impl Dispatcher {
         }
         let enabled = gucs::ENABLED.get();
         self.slot.paused.store(!enabled, Ordering::Release);
-        if enabled && !self.restoring {
-            self.assign();
-        }
+        let more = enabled && !self.restoring && self.assign();
         self.supervise();
         if polled {
             memory::give_back();
@@ -211,7 +210,7 @@ impl Dispatcher {
             self.prune();
         }
         // What was drained may have left something to look at.
-        if self.must_look() {
+        if more || self.must_look() {
             return Next::Again;
         }
         self.slot.set_quiet(enabled && self.has_nothing_to_hand_out());

@@ -1,0 +1,127 @@
+//! Whose turn it is: for each owner its lanes that have a due job, and its executors that may take one.
+//!
+//! It is a view of one moment. What changes while it is used (an executor gets done with something, a job arrives) counts at the
+//! next one, which whoever changed it asks for by waking the dispatcher.
+
+use super::assign::{BUSY, busy_for};
+use super::lane::Lane;
+use super::{Claimed, Dispatcher};
+use crate::job::{JobRef, LaneKey};
+use crate::protocol;
+use crate::shmem::{self, ExecutorSlot, SlotState};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::sync::atomic::Ordering;
+
+/// What is the same for all jobs of a lane.
+#[derive(Clone, Copy)]
+pub struct Terms {
+    /// Behind how many others a job may wait in a mailbox.
+    pub depth: usize,
+    /// Jobs of the handler at once.
+    pub concurrency: Option<i32>,
+    /// Of a job that has no limit of its own.
+    pub max_attempts: i32,
+}
+
+pub struct Turn<'a> {
+    pub lane: &'a mut Lane,
+    /// Looked up when the turn comes.
+    pub terms: Option<Terms>,
+}
+
+/// An executor of the owner's.
+pub struct Seat {
+    pub executor: usize,
+    pub slot: &'static ExecutorSlot,
+    /// Everything in its mailbox belongs to handlers that are known to be short.
+    pub is_shortly_free: bool,
+}
+
+/// The executors of one owner.
+pub struct Seats(Vec<Seat>);
+
+impl Seats {
+    /// The one that has most room for one more job, which may wait behind `depth` others.
+    pub fn free(&mut self, depth: usize) -> Option<&mut Seat> {
+        self.0
+            .iter_mut()
+            .filter(|seat| seat.slot.room() > 0)
+            .map(|seat| (seat.slot.outstanding(), seat))
+            .filter(|(waiting, seat)| *waiting == 0 || (*waiting < depth && seat.is_shortly_free))
+            .min_by_key(|(waiting, _)| *waiting)
+            .map(|(_, seat)| seat)
+    }
+}
+
+/// The lanes of one owner that have a job which is due.
+#[derive(Default)]
+pub struct Turns<'a> {
+    /// Lowest priority and oldest turn first; the last is the place in `lanes`.
+    order: BinaryHeap<Reverse<(i16, u64, usize)>>,
+    lanes: Vec<Turn<'a>>,
+}
+
+impl<'a> Turns<'a> {
+    fn add(&mut self, lane: &'a mut Lane) {
+        self.order.push(Reverse((lane.key.priority, lane.turn, self.lanes.len())));
+        self.lanes.push(Turn { lane, terms: None });
+    }
+
+    /// Whose turn it is.
+    pub fn next(&mut self) -> Option<&mut Turn<'a>> {
+        let Reverse((_, _, index)) = self.order.peek()?;
+        self.lanes.get_mut(*index)
+    }
+
+    /// That lane has had its turn, or has no more of them for now.
+    pub fn pass(&mut self, stays: bool) {
+        if let Some(Reverse((priority, _, index))) = self.order.pop()
+            && stays
+            && let Some(Turn { lane, .. }) = self.lanes.get(index)
+            && lane.first().is_some()
+        {
+            self.order.push(Reverse((priority, lane.turn, index)));
+        }
+    }
+}
+
+pub struct Contender<'a> {
+    pub seats: Seats,
+    pub turns: Turns<'a>,
+}
+
+impl Dispatcher {
+    /// The owners of `lanes` that have something to hand out.
+    pub fn contenders<'a>(&self, lanes: &'a mut HashMap<LaneKey, Lane>) -> BTreeMap<u32, Contender<'a>> {
+        let no_suspect_runs = shmem::header().no_suspect_runs();
+        let mut contenders = BTreeMap::new();
+        for lane in lanes.values_mut() {
+            if lane.first().is_none() || lane.is_blocked() || !protocol::may_start(lane.key.timing, no_suspect_runs) {
+                continue;
+            }
+            let Some(table) = self.tables.get(&lane.key.table).filter(|table| table.runnable) else { continue };
+            let new = || Contender { seats: self.seats(table.owner), turns: Turns::default() };
+            contenders.entry(table.owner).or_insert_with(new).turns.add(lane);
+        }
+        contenders
+    }
+
+    pub fn seats(&self, owner: u32) -> Seats {
+        let seats = shmem::executors()
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.state() == SlotState::Ready && slot.belongs_to(self.database, owner))
+            .map(|(executor, slot)| Seat { executor, slot, is_shortly_free: self.is_shortly_free(slot) })
+            .collect();
+        Seats(seats)
+    }
+
+    /// The first one tells: a job that is not short has had the mailbox for itself.
+    fn is_shortly_free(&self, slot: &ExecutorSlot) -> bool {
+        let first = slot.passed.load(Ordering::Acquire);
+        let job: JobRef = slot.claim(first).assignment().job();
+        let is_short = |claimed: &Claimed| self.roster.pace.depth(&claimed.lane) > 0;
+        busy_for(slot) < BUSY && self.claims.get(&job).is_some_and(is_short)
+    }
+}
