@@ -42,8 +42,8 @@ pub struct Change {
     pub submit: bool,
 }
 
-/// Does the UPDATE trigger fire? Its WHEN clause is in `job_table::trigger_statements`; that of DELETE is `old.is_open()`, that
-/// of INSERT `new.is_open()`.
+/// Does the UPDATE trigger fire? Its WHEN clause is in `job_table::trigger_statements`; that of DELETE is `old.is_open()`. That of
+/// INSERT fires for every row and submits those that are open.
 #[allow(dead_code, reason = "the server decides this, by the clause")]
 pub fn fires_on_update(old: Flags, new: Flags, moved: bool) -> bool {
     old.is_open() && (new.cancelled || new.completed || moved)

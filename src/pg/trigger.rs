@@ -4,7 +4,6 @@ use crate::pg::encoding;
 use crate::pg::relation::attribute;
 use pgrx::itemptr::item_pointer_to_u64;
 use pgrx::pg_sys;
-use std::ffi::CStr;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
@@ -22,6 +21,12 @@ pub struct Call(*mut pg_sys::TriggerData);
 pub struct Row {
     tuple: pg_sys::HeapTuple,
     descriptor: pg_sys::TupleDesc,
+}
+
+/// By the bytes up to the end of the name: looking for that end first takes most of the time.
+fn is_named(column: &pg_sys::FormData_pg_attribute, name: &str) -> bool {
+    let own = &column.attname.data;
+    own.get(name.len()) == Some(&0) && own.iter().zip(name.as_bytes()).all(|(own, byte)| *own as u8 == *byte)
 }
 
 impl Call {
@@ -134,9 +139,7 @@ impl Row {
             let find = |is_of_type: &dyn Fn(pg_sys::Oid) -> bool| {
                 (0..natts).find(|i| {
                     let column = &*attribute(self.descriptor, *i);
-                    !column.attisdropped
-                        && is_of_type(column.atttypid)
-                        && CStr::from_ptr(column.attname.data.as_ptr()).to_bytes() == name.as_bytes()
+                    !column.attisdropped && is_of_type(column.atttypid) && is_named(column, name)
                 })
             };
             let position = find(&|own| own == type_id).or_else(|| find(&|own| pg_sys::getBaseType(own) == type_id))?;

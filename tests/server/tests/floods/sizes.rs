@@ -46,7 +46,13 @@ fn ten_thousand_handlers_delay_others_by_seconds_at_most() {
          SELECT count(background_jobs.register_handler('h' || n, 'whatever(jsonb)')) FROM generate_series(1, 10000) n;",
     );
     let mut took = vec![turn(&cluster, &mut younger)];
-    older.sql("INSERT INTO background_jobs (payload) SELECT jsonb_build_object('handler', 'h' || n) FROM generate_series(1, 10000) n");
+    let for_each = |times: u32| {
+        format!(
+            "INSERT INTO background_jobs (payload)
+             SELECT jsonb_build_object('handler', 'h' || n) FROM generate_series(1, 10000) n, generate_series(1, {times})"
+        )
+    };
+    older.sql(&for_each(1));
     took.push(turn(&cluster, &mut younger));
     let mut session = cluster.connect(&app.database, &older.role);
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -70,8 +76,11 @@ fn ten_thousand_handlers_delay_others_by_seconds_at_most() {
             same => Err(format!("{same} left")),
         });
     }
+    // All of them are known to be short now: executors are as quick as whoever hands out, who has to look around all the same.
+    older.sql(&for_each(3));
+    took.extend((0..3).map(|_| turn(&cluster, &mut younger)));
     end_sessions(&cluster, &app.database);
-    assert_within(GRACE + GRACE, "beside 10,000 handlers", &took);
+    assert_within(GRACE, "beside 10,000 handlers", &took);
 }
 
 /// What is read, handed to the handler and written back takes its time; that is one job's, as any other's.
