@@ -95,6 +95,11 @@ impl Assignment {
     pub fn job(&self) -> JobRef {
         JobRef { table: self.table, id: self.id }
     }
+
+    /// Its lane, if it waits for this.
+    pub fn lane(&self, timing: Timing) -> LaneKey {
+        LaneKey { table: self.table, handler: self.handler.to_text(), priority: self.priority, timing }
+    }
 }
 
 #[repr(C)]

@@ -4,49 +4,13 @@
 //! handler that is known to be short may wait behind others in an executor's mailbox, any other job needs an executor that is
 //! idle.
 
-use super::turns::{Contender, Seat, Terms};
+use super::turns::{Mailbox, Owner, Terms};
 use super::{Claimed, Dispatcher};
 use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing, Waiting};
-use crate::pg::clock;
 use crate::protocol;
-use crate::shmem::{self, Assignment, BATCH, ExecutorSlot};
-use crate::worker::SHORT;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::rc::Rc;
+use crate::shmem::{self, Assignment};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-/// Jobs in a mailbox at most: a batch that runs, and one behind it.
-const DEPTH: usize = 2 * BATCH;
-
-/// How long a short job waits in a mailbox, if all before it are like it.
-const WAIT: Duration = Duration::from_millis(20);
-
-/// An executor that has been at one job for so long is given no more behind it.
-pub const BUSY: Duration = Duration::from_millis(10);
-
-/// How long a handler's runs take, in microseconds: a moving average that decides what may wait in a mailbox.
-#[derive(Default)]
-pub struct Pace(HashMap<(u32, Rc<str>), u64>);
-
-impl Pace {
-    pub fn note(&mut self, lane: &LaneKey, run_us: u64) {
-        let mean = self.0.entry((lane.table, lane.handler.clone())).or_insert(run_us);
-        *mean = (*mean * 7 + run_us) / 8;
-    }
-
-    /// Behind how many others a job may wait in a mailbox. 0: the handler is not known to be short.
-    pub fn depth(&self, lane: &LaneKey) -> usize {
-        match self.0.get(&(lane.table, lane.handler.clone())) {
-            Some(mean) if u128::from(*mean) < SHORT.as_micros() => {
-                DEPTH.min((WAIT.as_micros() / u128::from(*mean).max(1)) as usize)
-            }
-            _ => 0,
-        }
-    }
-}
 
 /// Jobs that are handed out before the dispatcher looks around again. Executors may be as quick as it is, and then it would never come
 /// to an end as long as a job is left.
@@ -62,36 +26,25 @@ enum Handed {
     NoRoom,
 }
 
-/// How long the executor has been at its present job.
-pub fn busy_for(slot: &ExecutorSlot) -> Duration {
-    match slot.running() {
-        Some(_) => {
-            let started = slot.started_ns.load(Ordering::Acquire);
-            Duration::from_nanos(clock::monotonic_ns().saturating_sub(started))
-        }
-        None => Duration::ZERO,
-    }
-}
-
 impl Dispatcher {
     /// Hands out what there is room for. True: there may be room for more.
     pub fn assign(&mut self) -> bool {
         let mut hungry = self.hand_restarts();
         let mut lanes = std::mem::take(&mut self.lanes);
-        let mut contenders = self.contenders(&mut lanes);
+        let mut owners = self.owners(&mut lanes);
         let mut left = ROUND;
-        while !contenders.is_empty() && left > 0 {
-            contenders.retain(|owner, contender| {
+        while !owners.is_empty() && left > 0 {
+            owners.retain(|oid, owner| {
                 left = left.saturating_sub(1);
-                let handed = self.hand_next(contender);
+                let handed = self.hand_next(owner);
                 if handed == Some(Handed::NoRoom) {
-                    hungry.push(*owner);
+                    hungry.push(*oid);
                 }
                 matches!(handed, Some(Handed::Job | Handed::Nothing))
             });
         }
-        let more = !contenders.is_empty();
-        drop(contenders);
+        let more = !owners.is_empty();
+        drop(owners);
         self.lanes = lanes;
         self.want_executors(hungry);
         more
@@ -121,86 +74,71 @@ impl Dispatcher {
         for assignment in std::mem::take(&mut self.restarts) {
             let owner = self.tables.get(&assignment.table).filter(|table| table.runnable).map(|table| table.owner);
             let Some(owner) = owner.filter(|_| !self.claims.contains_key(&assignment.job())) else { continue };
-            let handed = self.seats(owner).free(0).and_then(|seat| {
-                let number = seat.slot.hand(&assignment)?;
-                Some((seat.executor, number, seat.slot))
-            });
-            match handed {
-                Some((executor, number, slot)) => {
-                    slot.process.wake();
-                    let lane = LaneKey {
-                        table: assignment.table,
-                        handler: assignment.handler.to_text(),
-                        priority: assignment.priority,
-                        timing: Timing::Retry,
-                    };
-                    self.claims.insert(
-                        assignment.job(),
-                        Claimed { executor, number, lane, enqueued_at: assignment.enqueued_at },
-                    );
-                }
-                None => {
-                    hungry.push(owner);
-                    self.restarts.push(assignment);
-                }
+            let lane = assignment.lane(Timing::Retry);
+            let handed = self.mailboxes(owner).free(0).is_some_and(|mailbox| self.put(mailbox, &assignment, &lane));
+            if !handed {
+                hungry.push(owner);
+                self.restarts.push(assignment);
             }
         }
         hungry
     }
 
     /// Hands out a job of the lane whose turn it is. None: the owner has no lane left.
-    fn hand_next(&mut self, contender: &mut Contender) -> Option<Handed> {
-        let turn = contender.turns.next()?;
+    fn hand_next(&mut self, owner: &mut Owner) -> Option<Handed> {
+        let turn = owner.turns.next()?;
         let key = &turn.lane.key;
         let terms = turn.terms.or_else(|| self.terms(key));
         turn.terms = terms;
         let Some(terms) = terms.filter(|terms| self.may_run(key, terms)) else {
-            contender.turns.pass(false);
+            owner.turns.pass(false);
             return Some(Handed::Nothing);
         };
-        let Some(seat) = contender.seats.free(terms.depth) else { return Some(Handed::NoRoom) };
+        let Some(mailbox) = owner.mailboxes.free(terms.depth) else { return Some(Handed::NoRoom) };
         let suspect = key.timing == Timing::Quarantine;
-        let number = seat.slot.handed();
-        if suspect && !shmem::header().reserve_suspect(seat.executor, number) {
-            contender.turns.pass(false);
+        let number = mailbox.slot.handed();
+        if suspect && !shmem::header().reserve_suspect(mailbox.executor, number) {
+            owner.turns.pass(false);
             return Some(Handed::Nothing);
         }
         let waiting = turn.lane.take()?;
         self.turns += 1;
         turn.lane.turn = self.turns;
-        let handed = self.hand(&turn.lane.key, &waiting, &terms, seat);
+        let handed = self.hand(&turn.lane.key, &waiting, &terms, mailbox);
         if suspect && handed != Handed::Job {
-            shmem::header().release_suspect(seat.executor, number);
+            shmem::header().release_suspect(mailbox.executor, number);
         }
         if handed == Handed::NoRoom {
             turn.lane.untake(waiting);
         }
-        contender.turns.pass(true);
+        owner.turns.pass(true);
         Some(handed)
     }
 
-    fn hand(&mut self, key: &LaneKey, waiting: &Waiting, terms: &Terms, seat: &mut Seat) -> Handed {
+    fn hand(&mut self, key: &LaneKey, waiting: &Waiting, terms: &Terms, mailbox: &mut Mailbox) -> Handed {
         let job = JobRef { table: key.table, id: waiting.id };
-        let is_owed = self.debts.hold(&job);
-        let place = match self.claims.entry(job) {
-            Entry::Vacant(place) if !is_owed => place,
-            _ => {
-                // It was in the windows of two lanes (run_now() or a retry has moved it), or was submitted again.
-                self.skipped.insert(job, (key.clone(), waiting.run_at));
-                return Handed::Nothing;
-            }
-        };
-        let (attempt, action) =
-            protocol::next_attempt(waiting.attempts, waiting.max_attempts.unwrap_or(terms.max_attempts));
-        let Some(number) = seat.slot.hand(&Assignment::new(key, waiting, attempt, action)) else {
-            // It was asked to leave in the meantime.
+        if self.claims.contains_key(&job) || self.debts.hold(&job) {
+            // It was in the windows of two lanes (run_now() or a retry has moved it), or was submitted again.
+            self.skipped.insert(job, (key.clone(), waiting.run_at));
+            return Handed::Nothing;
+        }
+        let limit = waiting.max_attempts.unwrap_or(terms.max_attempts);
+        let (attempt, action) = protocol::next_attempt(waiting.attempts, limit);
+        if !self.put(mailbox, &Assignment::new(key, waiting, attempt, action), key) {
             return Handed::NoRoom;
-        };
-        seat.slot.process.wake();
-        seat.is_shortly_free = terms.depth > 0;
-        let claimed = Claimed { executor: seat.executor, number, lane: key.clone(), enqueued_at: waiting.enqueued_at };
-        place.insert(claimed);
+        }
+        mailbox.is_shortly_free = terms.depth > 0;
         Handed::Job
+    }
+
+    /// Puts a claim into the mailbox; false: its executor was asked to leave in the meantime.
+    fn put(&mut self, mailbox: &Mailbox, assignment: &Assignment, lane: &LaneKey) -> bool {
+        let Some(number) = mailbox.slot.hand(assignment) else { return false };
+        mailbox.slot.process.wake();
+        let (executor, lane) = (mailbox.executor, lane.clone());
+        let claimed = Claimed { executor, number, lane, enqueued_at: assignment.enqueued_at };
+        self.claims.insert(assignment.job(), claimed);
+        true
     }
 
     /// None: no such handler is registered.

@@ -7,7 +7,7 @@ use super::Dispatcher;
 use crate::catalog;
 use crate::gucs;
 use crate::handler;
-use crate::job::{JobRef, LaneKey, Setback, Timing};
+use crate::job::{JobRef, Setback, Timing};
 use crate::pg::call::random_unit;
 use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
@@ -80,7 +80,7 @@ impl Dispatcher {
         let run_at = monotone_now() + delay.as_micros() as i64;
         let started_at = slot.started_at.load(Ordering::Acquire);
         // Those that share its commit would lose their work with every such end.
-        self.roster.pace.note(&lane(assignment), FATAL_US);
+        self.roster.pace.note(&assignment.lane(Timing::Retry), FATAL_US);
         self.settle(Debt { assignment: *assignment, setback, error, started_at, run_at });
     }
 
@@ -113,7 +113,7 @@ impl Dispatcher {
             Ok(Some(there)) => {
                 if there {
                     self.restarts.push(Assignment { action: Action::Restart, suspect: false, ..*assignment });
-                    self.note(lane(assignment), debt.run_at);
+                    self.note(assignment.lane(Timing::Retry), debt.run_at);
                 }
                 // What was submitted under its id meanwhile was passed by.
                 if let Some((lane, run_at)) = self.skipped.remove(&job) {
@@ -126,15 +126,5 @@ impl Dispatcher {
         }
         self.debts.next.get_or_insert_with(|| Instant::now() + AGAIN);
         self.debts.owed.insert(job, debt);
-    }
-}
-
-/// Where the job will be.
-fn lane(assignment: &Assignment) -> LaneKey {
-    LaneKey {
-        table: assignment.table,
-        handler: assignment.handler.to_text(),
-        priority: assignment.priority,
-        timing: Timing::Retry,
     }
 }

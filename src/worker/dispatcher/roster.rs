@@ -1,8 +1,8 @@
 //! The executors and progress writers of this database: reserving slots, starting them, noticing their end, sending them away.
 
 use super::Claimed;
-use super::assign::Pace;
-use crate::job::{JobRef, LaneKey, Timing};
+use super::pace::Pace;
+use crate::job::{JobRef, Timing};
 use crate::pg::bgworker::{self, Handle, Registration, Status};
 use crate::pg::error::PgError;
 use crate::pg::{clock, lwlock};
@@ -63,12 +63,7 @@ impl Roster {
                     continue;
                 }
                 let assignment = claim.assignment();
-                let lane = LaneKey {
-                    table: assignment.table,
-                    handler: assignment.handler.to_text(),
-                    priority: assignment.priority,
-                    timing: if assignment.attempt > 1 { Timing::Retry } else { Timing::Immediate },
-                };
+                let lane = assignment.lane(if assignment.attempt > 1 { Timing::Retry } else { Timing::Immediate });
                 claims
                     .insert(assignment.job(), Claimed { executor, number, lane, enqueued_at: assignment.enqueued_at });
             }

@@ -1,7 +1,7 @@
 //! Watching over what was handed out: how it ended, what must be interrupted, what a dead executor left behind.
 
-use super::assign::{BUSY, busy_for};
 use super::lane::Lane;
+use super::pace::{BUSY, busy_for};
 use super::{Claimed, Dispatcher};
 use crate::catalog;
 use crate::gucs;

@@ -1,10 +1,10 @@
-//! Whose turn it is: for each owner its lanes that have a due job, and its executors that may take one.
+//! Whose turn it is: for each owner its lanes that have a due job, and the mailboxes that one may go to.
 //!
 //! It is a view of one moment. What changes while it is used (an executor gets done with something, a job arrives) counts at the
 //! next one, which whoever changed it asks for by waking the dispatcher.
 
-use super::assign::{BUSY, busy_for};
 use super::lane::Lane;
+use super::pace::{BUSY, busy_for};
 use super::{Claimed, Dispatcher};
 use crate::job::{JobRef, LaneKey};
 use crate::protocol;
@@ -30,27 +30,27 @@ pub struct Turn<'a> {
     pub terms: Option<Terms>,
 }
 
-/// An executor of the owner's.
-pub struct Seat {
+/// That of an executor of the owner's.
+pub struct Mailbox {
     pub executor: usize,
     pub slot: &'static ExecutorSlot,
-    /// Everything in its mailbox belongs to handlers that are known to be short.
+    /// Everything in it belongs to handlers that are known to be short.
     pub is_shortly_free: bool,
 }
 
-/// The executors of one owner.
-pub struct Seats(Vec<Seat>);
+/// Those of one owner's executors.
+pub struct Mailboxes(Vec<Mailbox>);
 
-impl Seats {
+impl Mailboxes {
     /// The one that has most room for one more job, which may wait behind `depth` others.
-    pub fn free(&mut self, depth: usize) -> Option<&mut Seat> {
+    pub fn free(&mut self, depth: usize) -> Option<&mut Mailbox> {
         self.0
             .iter_mut()
-            .filter(|seat| seat.slot.room() > 0)
-            .map(|seat| (seat.slot.outstanding(), seat))
-            .filter(|(waiting, seat)| *waiting == 0 || (*waiting < depth && seat.is_shortly_free))
+            .filter(|mailbox| mailbox.slot.room() > 0)
+            .map(|mailbox| (mailbox.slot.outstanding(), mailbox))
+            .filter(|(waiting, mailbox)| *waiting == 0 || (*waiting < depth && mailbox.is_shortly_free))
             .min_by_key(|(waiting, _)| *waiting)
-            .map(|(_, seat)| seat)
+            .map(|(_, mailbox)| mailbox)
     }
 }
 
@@ -86,35 +86,36 @@ impl<'a> Turns<'a> {
     }
 }
 
-pub struct Contender<'a> {
-    pub seats: Seats,
+/// An owner who has something to hand out.
+pub struct Owner<'a> {
+    pub mailboxes: Mailboxes,
     pub turns: Turns<'a>,
 }
 
 impl Dispatcher {
     /// The owners of `lanes` that have something to hand out.
-    pub fn contenders<'a>(&self, lanes: &'a mut HashMap<LaneKey, Lane>) -> BTreeMap<u32, Contender<'a>> {
+    pub fn owners<'a>(&self, lanes: &'a mut HashMap<LaneKey, Lane>) -> BTreeMap<u32, Owner<'a>> {
         let no_suspect_runs = shmem::header().no_suspect_runs();
-        let mut contenders = BTreeMap::new();
+        let mut owners = BTreeMap::new();
         for lane in lanes.values_mut() {
             if lane.first().is_none() || lane.is_blocked() || !protocol::may_start(lane.key.timing, no_suspect_runs) {
                 continue;
             }
             let Some(table) = self.tables.get(&lane.key.table).filter(|table| table.runnable) else { continue };
-            let new = || Contender { seats: self.seats(table.owner), turns: Turns::default() };
-            contenders.entry(table.owner).or_insert_with(new).turns.add(lane);
+            let new = || Owner { mailboxes: self.mailboxes(table.owner), turns: Turns::default() };
+            owners.entry(table.owner).or_insert_with(new).turns.add(lane);
         }
-        contenders
+        owners
     }
 
-    pub fn seats(&self, owner: u32) -> Seats {
-        let seats = shmem::executors()
+    pub fn mailboxes(&self, owner: u32) -> Mailboxes {
+        let mailboxes = shmem::executors()
             .iter()
             .enumerate()
             .filter(|(_, slot)| slot.state() == SlotState::Ready && slot.belongs_to(self.database, owner))
-            .map(|(executor, slot)| Seat { executor, slot, is_shortly_free: self.is_shortly_free(slot) })
+            .map(|(executor, slot)| Mailbox { executor, slot, is_shortly_free: self.is_shortly_free(slot) })
             .collect();
-        Seats(seats)
+        Mailboxes(mailboxes)
     }
 
     /// The first one tells: a job that is not short has had the mailbox for itself.

@@ -5,6 +5,7 @@ use crate::run::{Run, Session};
 use crate::scene::{CLIENT, POLL_SECONDS};
 use crate::workload::{begin, end};
 use server_tests::postgres::{Client, Error};
+use server_tests::wait::{attempt, yes};
 use server_tests::{Uuid, json};
 use std::time::{Duration, Instant};
 
@@ -103,12 +104,9 @@ pub fn probe(run: &Run) -> f64 {
             let committed = now();
             end(run, operation, Outcome::Acknowledged);
             let query = format!("SELECT completed FROM {name} WHERE id = $1");
-            while !client.query_one(&query, &[&job]).is_ok_and(|row| row.get(0)) {
-                if now() - committed > 3.0 * limit {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            // That it was too late is told below, with how long it took.
+            let completed = || yes(client.query_one(&query, &[&job]).is_ok_and(|row| row.get(0)));
+            let _ = attempt(Duration::from_secs_f64(3.0 * limit), "the probe", completed);
             let took = now() - committed;
             longest = longest.max(took);
             if took > limit {

@@ -8,6 +8,7 @@ use crate::run::{Blow, Event, Run};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
 use server_tests::Stop;
+use server_tests::wait::{attempt, yes};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -88,10 +89,8 @@ impl<'a> Blows<'a> {
         let mut target = VICTIMS[self.rng.usize(..VICTIMS.len())];
         if target == Target::Committing {
             // Its COMMIT takes some fifty milliseconds.
-            let deadline = Instant::now() + Duration::from_millis(400);
-            while targets::find(&self.run.cluster, target).is_empty() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(2));
-            }
+            let some = || yes(!targets::find(&self.run.cluster, target).is_empty());
+            let _ = attempt(Duration::from_millis(400), "a client in its COMMIT", some);
         }
         let mut pid = self.choose(target);
         if pid.is_none() {
@@ -111,19 +110,13 @@ impl<'a> Blows<'a> {
             return Ok(());
         }
         // The server has gone through its recovery once there is another checkpointer.
-        loop {
+        let is_back = || {
             let others = targets::find(&self.run.cluster, Target::Checkpointer);
-            if !others.is_empty()
-                && others != checkpointer
-                && self.run.cluster.try_connect("postgres", "postgres").is_ok()
-            {
-                break;
-            }
-            if begun.elapsed() > Duration::from_secs(60) {
-                return Err(Lost(format!("a minute after {signal} for the {name} the server takes no connections")));
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+            let another = !others.is_empty() && others != checkpointer;
+            yes(another && self.run.cluster.try_connect("postgres", "postgres").is_ok())
+        };
+        let what = format!("the server to take connections after {signal} for the {name}");
+        attempt(Duration::from_secs(60), &what, is_back).map_err(Lost)?;
         let verb = match signal {
             Signal::SIGKILL => "kill",
             Signal::SIGSEGV => "segfault",
@@ -152,13 +145,10 @@ impl<'a> Blows<'a> {
         if how == Stop::Smart {
             // It waits for its clients, and they do not wait for it.
             self.run.pause.store(true, Ordering::SeqCst);
-            let deadline = Instant::now() + Duration::from_secs(10);
-            while self.run.connected.load(Ordering::SeqCst) > 0 {
-                std::thread::sleep(Duration::from_millis(5));
-                if Instant::now() >= deadline {
-                    self.run.pause.store(false, Ordering::SeqCst);
-                    return Ok(());
-                }
+            let none = || yes(self.run.connected.load(Ordering::SeqCst) == 0);
+            if attempt(Duration::from_secs(10), "the clients to leave", none).is_err() {
+                self.run.pause.store(false, Ordering::SeqCst);
+                return Ok(());
             }
         }
         let (at, begun) = (now(), Instant::now());

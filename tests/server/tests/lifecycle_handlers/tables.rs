@@ -1,6 +1,7 @@
 //! Tables that are renamed, made anew, emptied or altered, and columns that come and go.
 
 use crate::{SHARED, held, run_now, running, scheduled, setbacks, wait_setback};
+use server_tests::wait::yes;
 use server_tests::{App, Uuid, ident, json};
 
 #[test]
@@ -106,6 +107,25 @@ fn a_used_column_that_is_dropped_keeps_the_jobs_until_attach_is_told() {
     app.sql("ALTER TABLE background_jobs DROP COLUMN finished_at");
     run_now(&mut app, id);
     app.sql("SELECT background_jobs.attach('background_jobs')");
+    assert_eq!(app.wait_final(id).result, Some(json!("old")));
+    assert_eq!(app.noted(id), 1);
+}
+
+/// CASCADE takes the triggers of UPDATE and DELETE along, and leaves that of INSERT.
+#[test]
+fn a_job_submitted_while_a_required_column_is_missing_waits_until_it_is_back_and_attach_is_told() {
+    let mut app = SHARED.app("required_column");
+    app.handler("held", &held("'old'::text"));
+    app.open_gate("go");
+    app.sql("ALTER TABLE background_jobs DROP COLUMN completed CASCADE");
+    let id: Uuid =
+        app.one("INSERT INTO background_jobs (payload) VALUES ('{\"handler\": \"held\"}') RETURNING id", &[]);
+    let why = "table \"background_jobs\" cannot hold jobs: column \"completed\" is missing";
+    app.cluster.wait_until("the log to say why", || yes(app.cluster.log().contains(why)));
+    app.sql(
+        "ALTER TABLE background_jobs ADD completed boolean NOT NULL DEFAULT false;
+         SELECT background_jobs.attach('background_jobs')",
+    );
     assert_eq!(app.wait_final(id).result, Some(json!("old")));
     assert_eq!(app.noted(id), 1);
 }
