@@ -17,8 +17,11 @@ fn an_offline_batch_runs_once_the_client_is_back() {
     let insert = "INSERT INTO background_jobs
         SELECT gen_random_uuid(), now(), '{\"handler\": \"noted\"}', false, n % 10 = 0, 0 FROM generate_series(1, 500) n";
     assert_eq!(pair.client.execute(insert, &[]).unwrap(), 500);
+    // In one transaction: the server may begin a job as soon as it has its row, however soon the next transaction takes it back.
+    pair.client.batch_execute("BEGIN").unwrap();
     let regretted = pair.submit("noted", json!({}));
     pair.cancel(regretted);
+    pair.client.batch_execute("COMMIT").unwrap();
     pair.cancel(doomed);
     // On the server, meanwhile: the job that was running completes.
     pair.server.open_gate("go");
