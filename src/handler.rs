@@ -34,7 +34,7 @@ impl Handler {
 
     /// The function of that name and exactly these argument types, if it is still the registered one's owner's. Others of that name
     /// that could be called with them (anyelement, VARIADIC, further arguments with defaults) may be anybody's.
-    fn function(&self) -> Exact {
+    pub fn function(&self) -> Exact {
         let definition = &self.definition;
         let (types, named): (&[pg_sys::Oid], _) = if definition.takes_id {
             (&[pg_sys::UUIDOID, pg_sys::JSONBOID], "uuid, jsonb")

@@ -22,7 +22,9 @@
 //! # One life of a job
 //!
 //! ```text
-//! INSERT -> row trigger (submit) -> row in the queue (enqueue), note in this process (notes) -> COMMIT
+//! INSERT -> row trigger (submit) -> row in the queue (enqueue), note in this process (notes)
+//!   -> a lone job, after a pause: an idle executor is woken (shmem::alert) and gets ready (executor::expect) meanwhile
+//!   -> COMMIT
 //!   -> a lone job, on a server with nothing else to do: mailbox of an idle executor, latch (shmem::direct)
 //!   -> else: note to shared memory, latch
 //!      -> dispatcher: takes the job from the note or reads the lane (dispatcher::lane), picks an executor (dispatcher::assign)
@@ -107,6 +109,7 @@ pub extern "C-unwind" fn _PG_init() {
     gucs::define();
     pg::shmem::install(shmem::size, journal::start);
     pg::xact::on_end(notes::on_end);
+    pg::xact::before_commit(notes::before_commit);
     pg::utility::install(databases::callbacks());
     pg::planner::install();
     pg::statement::install(enqueue::queue_gathered);

@@ -7,7 +7,7 @@ use crate::job::{LaneKey, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 use crate::pg::xact::End;
 use crate::pg::{database, shmem as pg_shmem};
-use crate::shmem::{self, Action, Assignment, DatabaseSlot, NOTES, Note, WaiterSlot, direct};
+use crate::shmem::{self, Action, Assignment, DatabaseSlot, NOTES, Note, WaiterSlot, alert, direct};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
 
@@ -20,10 +20,15 @@ pub struct Submitted {
 }
 
 impl Submitted {
+    /// What an executor of which owner is told, if it need not come from the dispatcher.
+    fn direct(&self, lane: &LaneKey) -> Option<(u32, Assignment)> {
+        let owner = self.owner.filter(|_| lane.timing == Timing::Immediate)?;
+        Some((owner, Assignment::new(lane, &self.waiting, 1, Action::Run)))
+    }
+
     /// Has an executor start it, if one is idle and nothing else is to be done.
     fn hand_over(&self, slot: &DatabaseSlot, lane: &LaneKey) -> bool {
-        let Some(owner) = self.owner.filter(|_| lane.timing == Timing::Immediate) else { return false };
-        direct::hand_over(slot, owner, &Assignment::new(lane, &self.waiting, 1, Action::Run))
+        self.direct(lane).is_some_and(|(owner, assignment)| direct::hand_over(slot, owner, &assignment))
     }
 }
 
@@ -40,6 +45,13 @@ struct Pending {
     extension: bool,
     databases: bool,
     blocked: Option<u32>,
+}
+
+impl Pending {
+    /// The job, if there is nothing to tell but that it was submitted.
+    fn only(&self) -> Option<Submitted> {
+        self.first.filter(|_| self.changes == 1 && !self.withdrawn && !self.handlers)
+    }
 }
 
 thread_local! {
@@ -118,8 +130,28 @@ pub fn note_blocked(database: u32) {
     pending(|p| p.blocked = Some(database));
 }
 
+/// The callback before a commit: has whoever will get the job woken meanwhile.
+pub fn before_commit() {
+    if !SOMETHING_PENDING.get() || !pg_shmem::attached() {
+        return;
+    }
+    let Some(slot) = shmem::database(database::current().to_u32()) else { return };
+    PENDING.with_borrow(|p| {
+        if let (Some(only), Some((lane, _))) = (p.only(), p.lanes.first())
+            && let Some((owner, assignment)) = only.direct(lane)
+        {
+            alert::raise(slot, owner, &assignment);
+        }
+    });
+}
+
 /// The commit callback: atomics and latches only, an error here would take the server down.
 pub fn on_end(end: End) {
+    tell(end);
+    alert::lift(end == End::Commit);
+}
+
+fn tell(end: End) {
     if !SOMETHING_PENDING.replace(false) || !pg_shmem::attached() {
         return;
     }
@@ -151,7 +183,7 @@ pub fn on_end(end: End) {
             slot.withdraw();
             WaiterSlot::wake_all(database);
         }
-        let only = told.first.filter(|_| end == End::Commit && told.changes == 1 && !told.withdrawn && !told.handlers);
+        let only = told.only().filter(|_| end == End::Commit);
         if let (Some(only), Some((lane, _))) = (&only, told.lanes.first())
             && only.hand_over(slot, lane)
         {

@@ -77,8 +77,14 @@ pub fn run(options: &Options, section: &mut Section) {
     let mut ratio = |key: &str, label: &str, above: &str, below: &str| {
         section.figure(key, label, "x", stats::ratios(&figures[above], &figures[below]));
     };
-    ratio("latency.start.ratio50", "start / NOTIFY, p50", "start, p50", "notify, p50");
-    ratio("latency.start.ratio99", "start / NOTIFY, p99", "start, p99", "notify, p99");
+    for percent in ["50", "99"] {
+        let (start, notify) = (format!("start from answer, p{percent}"), format!("notify from answer, p{percent}"));
+        let label = format!("start / NOTIFY, from the answers, p{percent}");
+        ratio(&format!("latency.answer.ratio{percent}"), &label, &start, &notify);
+        let (start, notify) = (format!("start, p{percent}"), format!("notify, p{percent}"));
+        let label = format!("start / NOTIFY, from asynchronous commits, p{percent}");
+        ratio(&format!("latency.start.ratio{percent}"), &label, &start, &notify);
+    }
     ratio("latency.completed.commits", "completed / durable commit, p50", "completed, p50", "commit, p50");
 }
 

@@ -19,8 +19,11 @@ const TARGETS: &[(&str, &str, Bound)] = &[
     ("no-op jobs / the recipe with its Node listener", "peers.drain.recipe", AtLeast(25.0)),
     ("jobs that insert a row / fastest peer", "peers.db.fastest", AtLeast(6.0)),
     ("jobs that insert a row / the recipe with its Node listener", "peers.db.recipe", AtLeast(12.0)),
-    ("commit to start / bare NOTIFY's delivery, p50", "latency.start.ratio50", AtMost(0.5)),
-    ("commit to start / bare NOTIFY's delivery, p99", "latency.start.ratio99", AtMost(0.5)),
+    // The commit is when the client has its answer, as in the benchmark of other job systems.
+    ("commit to start / bare NOTIFY's delivery, p50", "latency.answer.ratio50", AtMost(0.5)),
+    ("commit to start / bare NOTIFY's delivery, p99", "latency.answer.ratio99", AtMost(0.5)),
+    ("the same of commits that are asynchronous and made, not answered, p50", "latency.start.ratio50", AtMost(0.5)),
+    ("the same of commits that are asynchronous and made, not answered, p99", "latency.start.ratio99", AtMost(0.5)),
     ("commit to completed / a durable commit, p50", "latency.completed.commits", AtMost(2.0)),
     ("single-row commits, 1 client: with / without our triggers", "enqueue.1.ratio", AtLeast(0.85)),
     ("single-row commits, 2 clients: with / without our triggers", "enqueue.2.ratio", AtLeast(0.85)),

@@ -164,3 +164,17 @@ fn with_snapshot<T>(snapshot: pg_sys::Snapshot, f: impl FnOnce() -> T) -> T {
     unsafe { pg_sys::PopActiveSnapshot() };
     value
 }
+
+unsafe extern "C-unwind" fn on_pre_commit(event: pg_sys::XactEvent::Type, arg: *mut c_void) {
+    if event == pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT {
+        // SAFETY: `arg` is the function given to `before_commit`.
+        let f = unsafe { std::mem::transmute::<*mut c_void, fn()>(arg) };
+        f();
+    }
+}
+
+/// Calls `f` when a transaction of this process is about to commit. `f` must not raise an error.
+pub fn before_commit(f: fn()) {
+    // SAFETY: registered once, when the library is loaded; `f` is a plain function, valid for ever.
+    unsafe { pg_sys::RegisterXactCallback(Some(on_pre_commit), f as *mut c_void) };
+}

@@ -10,6 +10,7 @@ use crate::pg::latch::Process;
 use crate::pg::lwlock;
 use crate::pg::shmem::{Cell, shared};
 pub use crate::protocol::{Action, ClaimState, Interrupt};
+use crate::shmem::alert::Expectation;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -177,6 +178,8 @@ pub struct ExecutorSlot {
     pub passed: AtomicU64,
     /// Claims whose end the dispatcher has seen. Written by the dispatcher.
     pub drained: AtomicU64,
+    /// Of a job that a session is about to commit.
+    pub expectation: Expectation,
     /// The running claim's number + 1, or 0. Written by the executor.
     running: AtomicU64,
     /// `running` of the claim to interrupt, shifted, and the reason. Written by the dispatcher.
@@ -333,6 +336,7 @@ impl ExecutorSlot {
         for bits in [&self.progress, &self.flushed, &self.gate] {
             bits.store(0, Ordering::Release);
         }
+        self.expectation.clear();
         self.evicted.store(false, Ordering::Release);
         self.since_ns.store(now_ns, Ordering::Release);
         self.database.store(database, Ordering::Release);

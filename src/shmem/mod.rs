@@ -4,6 +4,7 @@
 //! an atomic, or a `Cell` with its rule beside it. Fields that no comment speaks of may be read by anybody at any time.
 //! "The lock" is the extension's one lightweight lock; it is held for a few instructions and never across a wait.
 
+pub mod alert;
 mod database;
 pub mod direct;
 mod executor;
@@ -41,6 +42,10 @@ pub struct Header {
     ahead: AtomicI64,
     /// See `arrival`. Raised by anybody.
     last_arrival: AtomicI64,
+    /// When a single job was last committed, in monotonic nanoseconds, and how long that takes lately: see `alert`. Written by sessions;
+    /// a lost update is no loss.
+    committed_ns: AtomicU64,
+    commit_ns: AtomicU64,
 }
 
 // Atomics only; all zeroes is nobody and nothing.

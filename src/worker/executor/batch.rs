@@ -142,7 +142,8 @@ fn load(executor: &mut Executor, numbers: &[u64]) -> Result<Option<Vec<Loaded>>,
     loaded
 }
 
-type Numbered = (u64, Assignment);
+/// A claim's number, and what it says.
+pub type Numbered = (u64, Assignment);
 
 /// Runs of consecutive jobs of one table; of none, those that the dispatcher has taken back.
 fn by_table(slot: &ExecutorSlot, numbers: &[u64]) -> Vec<(Option<u32>, Vec<Numbered>)> {
@@ -214,12 +215,11 @@ struct Seen {
 }
 
 /// What was read of the rows of jobs, by their ids.
-struct Found(HashMap<JobId, Seen>);
+pub struct Found(HashMap<JobId, Seen>);
 
 impl Found {
     fn read(table: u32, statements: &Statements, jobs: &[Numbered]) -> Self {
-        let mut found = Self(HashMap::with_capacity(jobs.len()));
-        found.look_where_they_were(table, jobs);
+        let mut found = Self::where_they_were(table, jobs);
         let moved = |(_, assignment): &&Numbered| !found.0.contains_key(&assignment.id);
         let moved: Vec<&JobId> = jobs.iter().filter(moved).map(|(_, assignment)| &assignment.id).collect();
         if !moved.is_empty() {
@@ -241,8 +241,9 @@ impl Found {
     }
 
     /// Most rows are where they were when their jobs were submitted.
-    fn look_where_they_were(&mut self, table: u32, jobs: &[Numbered]) {
-        let Some(places) = Places::open(table.into()) else { return };
+    pub fn where_they_were(table: u32, jobs: &[Numbered]) -> Self {
+        let mut found = Self(HashMap::with_capacity(jobs.len()));
+        let Some(places) = Places::open(table.into()) else { return found };
         let [id, payload, completed, cancelled] =
             ["id", "payload", "completed", "cancelled"].map(|name| places.column(name));
         for (_, assignment) in jobs {
@@ -250,9 +251,10 @@ impl Found {
             if row.uuid(id) == Some(assignment.id) {
                 let flags = Flags { completed: row.flag(completed), cancelled: row.flag(cancelled) };
                 let seen = Seen { finished: !flags.is_open(), payload: row.get(payload), tid: assignment.row_tid };
-                self.0.insert(assignment.id, seen);
+                found.0.insert(assignment.id, seen);
             }
         }
+        found
     }
 }
 

@@ -4,11 +4,12 @@
 //! A batch is what is in the mailbox. First it is loaded in a transaction of its own, so that a handler that
 //! runs for an hour holds no lock on the job table (`batch`). Then it is run (`run`): jobs of handlers that are known to be
 //! short share a commit, a subtransaction each; anything else has a commit of its own (`group`). Between two jobs the session
-//! is made as clean as a new one (`attempt`). What they write into their rows is in `row`, `together` and `outcome`, how they go
+//! is made as clean as a new one (`attempt`). While a session is about to commit a job, an idle executor gets ready for it (`expect`). What they write into their rows is in `row`, `together` and `outcome`, how they go
 //! back into the queue in `put_back`, what others are told after the commit in `settle`.
 
 mod attempt;
 mod batch;
+mod expect;
 mod group;
 mod outcome;
 mod pace;
@@ -171,12 +172,15 @@ impl Executor {
     }
 
     fn tick(&mut self) -> Next {
-        let (passed, handed) = (self.slot.passed.load(Ordering::Acquire), self.slot.handed());
+        let passed = self.slot.passed.load(Ordering::Acquire);
+        if passed == self.slot.handed() {
+            expect::expect(self);
+        }
+        let handed = self.slot.handed();
         if passed == handed {
             return self.idle();
         }
-        // Without a dispatcher there is nobody to say that the handlers have changed.
-        self.handlers.refresh(self.dispatcher().map(|slot| slot.handlers_version.load(Ordering::Acquire)));
+        self.refresh_handlers();
         let stale = !batch::process(self, passed..handed);
         self.memory.reset();
         self.errors.reset();
@@ -193,6 +197,11 @@ impl Executor {
             return Next::Leave;
         }
         Next::Again
+    }
+
+    /// Without a dispatcher there is nobody to say that the handlers have changed.
+    fn refresh_handlers(&mut self) {
+        self.handlers.refresh(self.dispatcher().map(|slot| slot.handlers_version.load(Ordering::Acquire)));
     }
 
     fn idle(&mut self) -> Next {

@@ -57,7 +57,7 @@ pub use small_disk::SmallDisk;
 pub use uuid::Uuid;
 pub use wait::{wait_until, wait_within};
 pub use wall_clock::WallClock;
-pub use workers::Still;
+pub use workers::{Still, naps};
 
 /// So many rounds or cases, or as often as many in the long run (`make soak`), which sets BACKGROUND_JOBS_TEST_TIMES.
 #[must_use]

@@ -62,6 +62,14 @@ fn sleeps(pid: &u32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
 }
 
+/// How often a process has gone to sleep so far.
+#[must_use]
+pub fn naps(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or_else(|| panic!("process {pid} is gone: {status}"))
+}
+
 /// A process that stands still until this is dropped.
 pub struct Still<'a>(&'a Cluster, u32);
 

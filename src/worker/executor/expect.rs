@@ -1,0 +1,53 @@
+//! Getting ready for a job that a session is about to commit (`shmem::alert`), while its commit is on the way to the disk.
+
+use super::batch::Found;
+use super::{Executor, PATIENCE};
+use crate::catalog;
+use crate::pg::error::forget_cancel;
+use crate::pg::relation::Lock;
+use crate::pg::{clock, role, spi, timer, xact};
+use crate::shmem::{Assignment, ExecutorSlot};
+use std::time::{Duration, Instant};
+
+/// How long what a rehearsal has brought into the processor's caches stays there, beside what a commit needs.
+const FRESH: Duration = Duration::from_micros(50);
+
+/// Stays awake for the job until it comes, or for as long as that is worth it, and knows its way then.
+pub fn expect(executor: &mut Executor) {
+    let slot = executor.slot;
+    let expects = |slot: &ExecutorSlot| slot.is_idle() && slot.expectation.is_current(clock::monotonic_ns());
+    while expects(slot) {
+        rehearse(executor, slot.expectation.assignment());
+        let rehearsed = Instant::now();
+        while expects(slot) && rehearsed.elapsed() < FRESH {
+            // The session may want this very processor.
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Goes the way to the job's row and its function, as `batch::load` and a call do, and does nothing there. No code of the owner's runs.
+fn rehearse(executor: &mut Executor, assignment: Assignment) {
+    if !executor.clean {
+        return;
+    }
+    executor.refresh_handlers();
+    timer::arm(PATIENCE);
+    // What fails here fails again when it matters.
+    let _ = xact::transaction(|| {
+        if role::session_is_stale() || executor.tables.open(assignment.table, Lock::ReadIfFree).is_none() {
+            return;
+        }
+        let Some(handler) = executor.handlers.resolve(assignment.table, &assignment.handler.to_text()) else { return };
+        xact::with_latest_snapshot(|| {
+            spi::connect(|| {
+                Found::where_they_were(assignment.table, &[(0, assignment)]);
+                let _ = catalog::Queue::open().map(|queue| queue.has(&assignment));
+            });
+        });
+        let _ = xact::subtransaction("rehearsing a job", &executor.errors, || handler.function());
+    });
+    timer::disarm();
+    forget_cancel();
+    executor.errors.reset();
+}
