@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 /// How long what a rehearsal has brought into the processor's caches stays there, beside what a commit needs.
 const FRESH: Duration = Duration::from_micros(50);
 
+/// How long the processor is kept at a time. The session may want this very one; but who gives it away all the time is the last to get
+/// it back when others want it.
+const STRETCH: Duration = Duration::from_micros(10);
+
 /// Stays awake for the job until it comes, or for as long as that is worth it, and knows its way then.
 pub fn expect(executor: &mut Executor) {
     let slot = executor.slot;
@@ -20,8 +24,11 @@ pub fn expect(executor: &mut Executor) {
         rehearse(executor, slot.expectation.assignment());
         let rehearsed = Instant::now();
         while expects(slot) && rehearsed.elapsed() < FRESH {
-            // The session may want this very processor.
             std::thread::yield_now();
+            let yielded = Instant::now();
+            while expects(slot) && yielded.elapsed() < STRETCH {
+                std::hint::spin_loop();
+            }
         }
     }
 }
