@@ -7,7 +7,7 @@ use crate::job::{LaneKey, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 use crate::pg::xact::End;
 use crate::pg::{database, shmem as pg_shmem};
-use crate::shmem::{self, Action, Assignment, DatabaseSlot, NOTES, Note, WaiterSlot, alert, direct};
+use crate::shmem::{self, Action, Assignment, NOTES, Note, WaiterSlot, alert, direct};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
 
@@ -17,19 +17,6 @@ pub struct Submitted {
     pub waiting: Waiting,
     /// See `catalog::Destination`.
     pub owner: Option<u32>,
-}
-
-impl Submitted {
-    /// What an executor of which owner is told, if it need not come from the dispatcher.
-    fn direct(&self, lane: &LaneKey) -> Option<(u32, Assignment)> {
-        let owner = self.owner.filter(|_| lane.timing == Timing::Immediate)?;
-        Some((owner, Assignment::new(lane, &self.waiting, 1, Action::Run)))
-    }
-
-    /// Has an executor start it, if one is idle and nothing else is to be done.
-    fn hand_over(&self, slot: &DatabaseSlot, lane: &LaneKey) -> bool {
-        self.direct(lane).is_some_and(|(owner, assignment)| direct::hand_over(slot, owner, &assignment))
-    }
 }
 
 /// What the current transaction will have to tell when it commits.
@@ -51,6 +38,13 @@ impl Pending {
     /// The job, if there is nothing to tell but that it was submitted.
     fn only(&self) -> Option<Submitted> {
         self.first.filter(|_| self.changes == 1 && !self.withdrawn && !self.handlers)
+    }
+
+    /// What an executor of which owner is told of it, if that need not come from the dispatcher.
+    fn direct(&self) -> Option<(u32, Assignment)> {
+        let (only, (lane, _)) = self.only().zip(self.lanes.first())?;
+        let owner = only.owner.filter(|_| lane.timing == Timing::Immediate)?;
+        Some((owner, Assignment::new(lane, &only.waiting, 1, Action::Run)))
     }
 }
 
@@ -136,13 +130,9 @@ pub fn before_commit() {
         return;
     }
     let Some(slot) = shmem::database(database::current().to_u32()) else { return };
-    PENDING.with_borrow(|p| {
-        if let (Some(only), Some((lane, _))) = (p.only(), p.lanes.first())
-            && let Some((owner, assignment)) = only.direct(lane)
-        {
-            alert::raise(slot, owner, &assignment);
-        }
-    });
+    if let Some((owner, assignment)) = PENDING.with_borrow(Pending::direct) {
+        alert::raise(slot, owner, &assignment);
+    }
 }
 
 /// The commit callback: atomics and latches only, an error here would take the server down.
@@ -183,10 +173,8 @@ fn tell(end: End) {
             slot.withdraw();
             WaiterSlot::wake_all(database);
         }
-        let only = told.only().filter(|_| end == End::Commit);
-        if let (Some(only), Some((lane, _))) = (&only, told.lanes.first())
-            && only.hand_over(slot, lane)
-        {
+        let (only, direct) = if end == End::Commit { (told.only(), told.direct()) } else { (None, None) };
+        if direct.is_some_and(|(owner, assignment)| direct::hand_over(slot, owner, &assignment)) {
             return;
         }
         let only = only.map(|only| only.waiting);

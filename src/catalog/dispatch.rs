@@ -5,7 +5,8 @@ use super::*;
 /// A place in a lane: when a job is due there, and when it arrived.
 pub type Position = (Timestamp, Timestamp);
 
-/// The lanes with jobs in them whose handler is registered; of these handlers, if any are named. Walks from lane to lane, not from job to job.
+/// The lanes with jobs in them whose handler is registered; of these handlers, if any are named. Walks from lane to lane, not from job
+/// to job.
 pub fn lanes(only: Option<&[(u32, Rc<str>)]>) -> Vec<LaneKey> {
     let rows = statement!(
         "WITH RECURSIVE lane AS (

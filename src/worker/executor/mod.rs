@@ -4,8 +4,9 @@
 //! A batch is what is in the mailbox. First it is loaded in a transaction of its own, so that a handler that
 //! runs for an hour holds no lock on the job table (`batch`). Then it is run (`run`): jobs of handlers that are known to be
 //! short share a commit, a subtransaction each; anything else has a commit of its own (`group`). Between two jobs the session
-//! is made as clean as a new one (`attempt`). While a session is about to commit a job, an idle executor gets ready for it (`expect`). What they write into their rows is in `row`, `together` and `outcome`, how they go
-//! back into the queue in `put_back`, what others are told after the commit in `settle`.
+//! is made as clean as a new one (`attempt`). What they write into their rows is in `row`, `together` and `outcome`, how they go
+//! back into the queue in `put_back`, what others are told after the commit in `settle`. While a session is about to commit a job, an
+//! idle executor gets ready for it (`expect`).
 
 mod attempt;
 mod batch;

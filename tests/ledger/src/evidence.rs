@@ -3,9 +3,10 @@
 use crate::history::{Outcome, Time};
 use crate::run::{Event, Run};
 use server_tests::postgres::{Client, Error, Row};
+use server_tests::wait::attempt;
 use server_tests::{Uuid, Value};
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub struct Job {
     pub table: usize,
@@ -76,16 +77,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 impl Evidence {
     /// Also notes the crashes that handlers have caused among the other events of the run.
     pub fn gather(run: &Run) -> Result<Evidence, Error> {
-        let begun = Instant::now();
         // With some planted bugs poison takes the server down again and again; between two times there is enough time to read.
-        let mut evidence = loop {
-            match Evidence::read_all(run) {
-                Err(error) if Outcome::of_error(&error) == Outcome::Unknown && begun.elapsed() < PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                other => break other?,
-            }
+        let read = || match Evidence::read_all(run) {
+            Err(error) if Outcome::of_error(&error) == Outcome::Unknown => Err(error.to_string()),
+            other => Ok(other),
         };
+        let mut evidence =
+            attempt(PATIENCE, "a server to read from", read).unwrap_or_else(|_| Evidence::read_all(run))?;
         evidence.read_log(&run.cluster.log());
         run.crashed(&evidence.crashes);
         Ok(evidence)
