@@ -178,9 +178,8 @@ fn tell(end: End) {
             return;
         }
         let only = only.map(|only| only.waiting);
-        let notes: Vec<Note> = told.lanes.iter().filter_map(|(lane, run_at)| Note::new(lane, *run_at, only)).collect();
-        if !notes.is_empty() {
-            slot.leave(&notes);
+        if !told.lanes.is_empty() {
+            slot.leave(told.lanes.iter().filter_map(|(lane, run_at)| Note::new(lane, *run_at, only)));
         }
     }
 }

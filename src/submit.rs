@@ -117,7 +117,7 @@ pub fn submit(call: &Call) {
 }
 
 fn options_of(call: &Call) -> Options {
-    Options::from_arguments(call.argument(0).as_deref(), call.argument(1).as_deref())
+    Options::from_arguments(call.argument(0), call.argument(1).as_deref())
 }
 
 /// The key of a table says that an id under which a new row's job is queued already is a former row's. That of a partitioned

@@ -18,7 +18,7 @@ use crate::job::{JobId, JobRef, LaneKey, Setback, Tid, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::memory::{Context, Current, HeldDatum};
-use crate::pg::spi::{Statement, item_pointer, oid, oids, text, texts, timestamp, uuid};
+use crate::pg::spi::{Statement, item_pointer_datum, oid, oids, text, texts, timestamp, uuid};
 use crate::protocol::{self, Identity};
 use crate::shmem::Assignment;
 use pgrx::pg_sys::{self, Datum, Oid};

@@ -46,8 +46,7 @@ impl Submission {
 /// the jobs are; none: it is not that case, use `enqueue`. Needs no `bookkeeping`.
 pub fn insert(submissions: &[Submission]) -> Vec<Option<Tid>> {
     let Some(queue) = heap::Table::open(c"queued_job") else { return vec![None; submissions.len()] };
-    let row_tids: Vec<_> = submissions.iter().map(|submission| item_pointer(submission.new.row_tid)).collect();
-    let row = |(submission, row_tid): (&Submission, _)| {
+    let row = |submission: &Submission| {
         let (Submission { new, destination }, priority) = (submission, submission.priority());
         [
             uuid(&new.job.id),
@@ -60,7 +59,7 @@ pub fn insert(submissions: &[Submission]) -> Vec<Option<Tid>> {
             Some(Datum::from(destination.lanes + ((i64::from(priority) + 32768) << 2 | new.timing as i64))),
             int4(0),
             int2(0),
-            (new.row_tid != 0).then(|| Datum::from(std::ptr::from_ref(row_tid))),
+            (new.row_tid != 0).then(|| item_pointer_datum(new.row_tid)),
             text(&new.handler),
             new.max_attempts.and_then(int4),
             new.queue.as_deref().and_then(text),
@@ -68,7 +67,7 @@ pub fn insert(submissions: &[Submission]) -> Vec<Option<Tid>> {
             None,
         ]
     };
-    queue.insert(&submissions.iter().zip(&row_tids).map(row).collect::<Vec<_>>())
+    queue.insert(submissions.iter().map(row))
 }
 
 /// Queues a job and returns its lane. What is in the queue under its id gives way, unless `or_leave`: then None.

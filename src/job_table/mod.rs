@@ -53,9 +53,9 @@ pub struct Options {
 }
 
 impl Options {
-    pub fn from_arguments(handler_key: Option<&str>, columns: Option<&str>) -> Self {
+    pub fn from_arguments(handler_key: Option<String>, columns: Option<&str>) -> Self {
         Self {
-            handler_key: handler_key.unwrap_or(DEFAULT_HANDLER_KEY).to_string(),
+            handler_key: handler_key.unwrap_or_else(|| DEFAULT_HANDLER_KEY.to_string()),
             columns: columns
                 .unwrap_or_default()
                 .split(',')
@@ -183,8 +183,10 @@ pub fn check_shape(table: &Relation, options: &Options) -> Result<(), PgError> {
 pub fn trigger_statements(table: &Relation, options: &Options) -> Vec<String> {
     let name = table.qualified_name();
     let open = |row: &str| format!("{row}.completed IS NOT TRUE AND {row}.cancelled IS NOT TRUE");
+    // Those that submit nothing have none: the server copies each trigger's for each statement.
+    let (told, nothing) = (options.arguments(), String::new());
     let definitions = [
-        (SUBMIT_TRIGGER, "INSERT", "FOR EACH ROW".to_string(), "submit"),
+        (SUBMIT_TRIGGER, "INSERT", "FOR EACH ROW".to_string(), "submit", &told),
         (
             UPDATE_TRIGGER,
             "UPDATE",
@@ -194,16 +196,16 @@ pub fn trigger_statements(table: &Relation, options: &Options) -> Vec<String> {
                 open("OLD")
             ),
             "withdraw",
+            &told,
         ),
-        (DELETE_TRIGGER, "DELETE", format!("FOR EACH ROW WHEN ({})", open("OLD")), "withdraw"),
-        (TRUNCATE_TRIGGER, "TRUNCATE", "FOR EACH STATEMENT".to_string(), "withdraw"),
+        (DELETE_TRIGGER, "DELETE", format!("FOR EACH ROW WHEN ({})", open("OLD")), "withdraw", &nothing),
+        (TRUNCATE_TRIGGER, "TRUNCATE", "FOR EACH STATEMENT".to_string(), "withdraw", &nothing),
     ];
     let mut statements = Vec::new();
-    for (trigger, event, clause, function) in definitions {
+    for (trigger, event, clause, function, arguments) in definitions {
         statements.push(format!(
             "CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {name} {clause} \
-             EXECUTE FUNCTION background_jobs.{function}({})",
-            options.arguments()
+             EXECUTE FUNCTION background_jobs.{function}({arguments})",
         ));
         // Replication applies with session_replication_role = replica, where an ordinary trigger is silent.
         statements.push(format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"));
@@ -217,8 +219,8 @@ pub fn attachment(table: &Relation) -> Option<Options> {
     if trigger.enabled == 'D' {
         return None;
     }
-    let argument = |n: usize| trigger.arguments.get(n).map(String::as_str);
-    Some(Options::from_arguments(argument(0), argument(1)))
+    let argument = |n: usize| trigger.arguments.get(n);
+    Some(Options::from_arguments(argument(0).cloned(), argument(1).map(String::as_str)))
 }
 
 /// Are the triggers enabled ALWAYS? A data-only restore leaves them enabled for ordinary sessions only.

@@ -5,6 +5,26 @@ use pgrx::pg_sys;
 
 /// `payload ->> key`: none if the payload is no object or has no such key, or a null there.
 pub fn jsonb_field_text(payload: pg_sys::Datum, key: &str) -> Option<String> {
+    let name = encoding::to_server(key);
+    // SAFETY: the datum is a jsonb, and the detoasted copy, if one was needed, is there until the end. A string's bytes lie in it.
+    unsafe {
+        let (kept, mut found) = (payload.cast_mut_ptr::<pg_sys::varlena>(), pg_sys::JsonbValue::default());
+        let plain = pg_sys::pg_detoast_datum(kept);
+        let root = &raw mut (*plain.cast::<pg_sys::Jsonb>()).root;
+        if (*root).header & pg_sys::JB_FOBJECT == 0 {
+            return None;
+        }
+        let name = (name.as_ptr().cast(), name.len() as i32);
+        let value = pg_sys::getKeyJsonValueFromContainer(root, name.0, name.1, &mut found).as_ref()?;
+        if value.type_ == pg_sys::jbvType::jbvString {
+            let string = value.val.string;
+            let text = encoding::from_server(std::slice::from_raw_parts(string.val.cast(), string.len as usize));
+            if plain != kept {
+                pg_sys::pfree(plain.cast());
+            }
+            return Some(text);
+        }
+    }
     // SAFETY: the function takes a jsonb and a text, which these are.
     let field: Option<pg_sys::Datum> = unsafe {
         pgrx::direct_function_call_as_datum(

@@ -10,8 +10,12 @@ pub const BEGINNING: Timestamp = i64::MIN;
 
 /// The wall clock. It may be set back or forth at any time: never measure a duration with it.
 pub fn now() -> Timestamp {
+    // Without the guard that pgrx puts around a call: there is no error to be caught.
+    unsafe extern "C-unwind" {
+        fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
+    }
     // SAFETY: reads the system clock, touches no shared state and cannot fail.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+    unsafe { GetCurrentTimestamp() }
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC, comparable between the processes of one machine.

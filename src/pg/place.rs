@@ -103,7 +103,7 @@ impl Places {
             let updated = update(self.relation, &raw mut (*row.tuple).t_self, tuple);
             if updated && u32::from((*(*tuple).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE == 0 {
                 pg_sys::heap_deform_tuple(tuple, row.descriptor, new_values, new_nulls);
-                let entry = Entry { values: &values, nulls: &nulls, position: (*tuple).t_self };
+                let entry = Entry { values, nulls, position: (*tuple).t_self, is_unique: true };
                 index::insert_entries(self.relation, &mut [entry], Duplicate::Refuse);
             }
             pg_sys::heap_freetuple(tuple);

@@ -4,11 +4,13 @@ use crate::pg::lwlock;
 use pgrx::{pg_guard, pg_sys};
 use std::ffi::CStr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 const NAME: &CStr = c"background_jobs";
 
 static BASE: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+/// In bytes.
+static LENGTH: AtomicUsize = AtomicUsize::new(0);
 static SIZE: OnceLock<fn() -> usize> = OnceLock::new();
 static STARTED: OnceLock<fn()> = OnceLock::new();
 static PREVIOUS_STARTUP: OnceLock<pg_sys::shmem_startup_hook_type> = OnceLock::new();
@@ -61,16 +63,18 @@ unsafe extern "C-unwind" fn startup() {
         // SAFETY: the hook that was there before us, called the way the server calls it.
         unsafe { previous() };
     }
-    let mut found = false;
+    let (mut found, length) = (false, size());
     // SAFETY: the size was reserved in the request phase; the memory is ours alone until the hook returns,
     // because no other process exists yet (without EXEC_BACKEND it runs in the postmaster only).
     unsafe {
-        let base = pg_sys::ShmemInitStruct(NAME.as_ptr(), size(), &mut found).cast::<u8>();
+        let base = pg_sys::ShmemInitStruct(NAME.as_ptr(), length, &mut found).cast::<u8>();
         if !found {
-            std::ptr::write_bytes(base, 0, size());
+            std::ptr::write_bytes(base, 0, length);
         }
+        LENGTH.store(length, Ordering::Release);
         BASE.store(base, Ordering::Release);
     }
+    lwlock::find();
     if let Some(started) = STARTED.get() {
         started();
     }
@@ -88,7 +92,7 @@ pub fn attached() -> bool {
 pub fn array<T: Shared>(offset: usize, len: usize) -> &'static [T] {
     let base = BASE.load(Ordering::Acquire);
     assert!(!base.is_null(), "background_jobs is not in shared_preload_libraries");
-    assert!(offset.is_multiple_of(align_of::<T>()) && offset + len * size_of::<T>() <= size());
+    assert!(offset.is_multiple_of(align_of::<T>()) && offset + len * size_of::<T>() <= LENGTH.load(Ordering::Acquire));
     // SAFETY: inside the reserved piece, aligned, zero-initialised and never freed; `Shared` vouches for the rest.
     unsafe { std::slice::from_raw_parts(base.add(offset).cast::<T>(), len) }
 }
@@ -121,6 +125,12 @@ impl<T: Copy> Cell<T> {
     pub fn get(&self) -> T {
         // SAFETY: by the field's rule nobody writes meanwhile; volatile, because other processes do at other times.
         unsafe { self.0.get().read_volatile() }
+    }
+
+    /// Looks at the value where it is, for one that is long.
+    pub fn look<R>(&self, f: impl FnOnce(&T) -> R) -> R {
+        // SAFETY: by the field's rule nobody writes meanwhile, and `f` keeps no reference.
+        f(unsafe { &*self.0.get() })
     }
 
     pub fn set(&self, value: T) {

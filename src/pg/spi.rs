@@ -250,6 +250,16 @@ pub fn item_pointer(tid: u64) -> pg_sys::ItemPointerData {
     pointer
 }
 
+/// The same in the current memory context.
+pub fn item_pointer_datum(tid: u64) -> pg_sys::Datum {
+    // SAFETY: the piece of memory is as long as what is written there.
+    unsafe {
+        let pointer = pg_sys::palloc(size_of::<pg_sys::ItemPointerData>()).cast();
+        *pointer = item_pointer(tid);
+        pg_sys::Datum::from(pointer)
+    }
+}
+
 pub fn jsonbs(documents: impl Iterator<Item = Option<pg_sys::Datum>>) -> Option<pg_sys::Datum> {
     array(documents, pg_sys::JSONBOID, -1, false, b'i')
 }

@@ -45,12 +45,20 @@ fn forget(_: End) {
     let _ = OPEN.try_with(|open| open.try_borrow_mut().map(|mut open| open.clear()));
 }
 
+fn current_subtransaction() -> pg_sys::SubTransactionId {
+    // Without the guard that pgrx puts around a call: there is no error to be caught.
+    unsafe extern "C-unwind" {
+        fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+    }
+    // SAFETY: reads the state of this backend.
+    unsafe { GetCurrentSubTransactionId() }
+}
+
 /// The statement that an AFTER INSERT trigger is called for, if what the trigger has to do may wait for its end.
 pub fn waiting_for(call: &Call) -> Option<Number> {
     let statement = OPEN.with_borrow(|open| open.last().copied())?;
     // The last one may have failed, where the server applies rows without a statement (logical replication): not in this subtransaction.
-    // SAFETY: reads the state of this backend.
-    let current = unsafe { pg_sys::GetCurrentSubTransactionId() };
+    let current = current_subtransaction();
     // The triggers for the statement as a whole are those of the partition's parent.
     let alone = !call.relation_is_partition() && call.is_without_others();
     (statement.inserts_only && statement.subtransaction == current && alone).then_some(statement.number)
@@ -65,9 +73,7 @@ pub(super) fn open(inserts_only: bool) -> Option<Number> {
         }
         let number = LAST.get() + 1;
         LAST.set(number);
-        // SAFETY: reads the state of this backend.
-        let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
-        open.push(Statement { number, subtransaction, inserts_only });
+        open.push(Statement { number, subtransaction: current_subtransaction(), inserts_only });
         Some(number)
     })
 }

@@ -116,8 +116,9 @@ shared!(DatabaseSlot);
 
 impl DatabaseSlot {
     /// Leaves notes for the dispatcher, if there are any, and wakes it. Never blocks for long and never fails: it is called after a commit.
-    pub fn leave(&self, notes: &[Note]) {
-        if notes.is_empty() {
+    pub fn leave(&self, notes: impl Iterator<Item = Note>) {
+        let mut notes = notes.peekable();
+        if notes.peek().is_none() {
             return self.dispatcher.wake();
         }
         if planted::is(Bug::NoPoll) && clock::now() % 8 == 0 {
@@ -126,11 +127,14 @@ impl DatabaseSlot {
         lwlock::with(true, || {
             let mut len = self.len.get() as usize;
             for note in notes {
-                if let Some(same) = self.notes[..len].iter().find(|kept| kept.get().same_lane(note)) {
-                    let run_at = same.get().run_at.min(note.run_at);
-                    same.set(Note { run_at, has_only: false, ..*note });
+                let same = self.notes[..len].iter().find(|kept| kept.look(|kept| kept.same_lane(&note)));
+                if let Some(same) = same {
+                    let (run_at, has_only) = same.look(|same| (same.run_at, same.has_only));
+                    if has_only || note.run_at < run_at {
+                        same.set(Note { run_at: run_at.min(note.run_at), has_only: false, ..note });
+                    }
                 } else if len < NOTES {
-                    self.notes[len].set(*note);
+                    self.notes[len].set(note);
                     len += 1;
                 } else {
                     self.overflow.set(true);

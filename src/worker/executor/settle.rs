@@ -74,7 +74,7 @@ pub fn settle(executor: &mut Executor, runs: &[Run]) {
         }
     }
     if let Some(slot) = executor.dispatcher() {
-        slot.leave(&notes);
+        slot.leave(notes.into_iter());
     }
     WaiterSlot::wake(executor.database, &finished);
 }
