@@ -77,6 +77,16 @@ pub struct LaneKey {
     pub timing: Timing,
 }
 
+/// `queued_job.lane`, as `background_jobs.lane_of` has it: the lanes of a handler lie one behind the other, by priority and timing.
+pub fn lane_number(first_of_handler: i64, priority: i16, timing: Timing) -> i64 {
+    first_of_handler | (i64::from(priority) + 32768) << 2 | timing as i64
+}
+
+/// Priority and timing of a lane.
+pub fn of_lane_number(lane: i64) -> (i16, Timing) {
+    (((lane >> 2 & 0xffff) - 32768) as i16, Timing::from_i16((lane & 3) as i16))
+}
+
 /// The states that views show. Derived from the row, the queue and the executors; never stored.
 ///
 /// ```text

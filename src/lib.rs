@@ -73,6 +73,7 @@ mod catalog;
 mod databases;
 mod destinations;
 mod enqueue;
+mod gaps;
 mod gucs;
 mod handler;
 mod inserted;

@@ -1,13 +1,7 @@
 //! How attempts end, and what is counted.
 
 use super::*;
-use crate::pg::heap::{self, Deleted, Key};
-
-/// Columns of queued_job, by number.
-const JOB_ID: i32 = 1;
-const JOB_TABLE: i32 = 2;
-const ENQUEUED_AT: i32 = 6;
-const ATTEMPTS: i32 = 8;
+use crate::pg::heap::Deleted;
 
 /// The queue, open for `finish` below SQL. Needs no `bookkeeping`.
 pub struct Queue(heap::Table);
@@ -28,11 +22,11 @@ impl Queue {
         let (id, of) = (uuid(&assignment.id)?, table(assignment.table)?);
         let identity = Identity::of(assignment.enqueued_at, assignment.attempt, assignment.action);
         let is_this_attempt = |row: &heap::Row| {
-            is_submission(row, assignment) && number(row, ATTEMPTS).map(|n| n as i32) == Some(identity.attempts)
+            is_submission(row, assignment) && number(row, column::ATTEMPTS).map(|n| n as i32) == Some(identity.attempts)
         };
         let mut deleted = self.0.delete_at(assignment.tid, is_this_attempt);
         if deleted == Deleted::No {
-            let keys = [Key::Uuid(JOB_ID as i16, id), Key::Oid(JOB_TABLE as i16, of)];
+            let keys = [Key::Uuid(column::JOB_ID as i16, id), Key::Oid(column::JOB_TABLE as i16, of)];
             deleted = self.0.delete(c"queued_job_pkey", &keys, is_this_attempt);
         }
         match deleted {
@@ -48,9 +42,9 @@ fn number(row: &heap::Row, column: i32) -> Option<i64> {
 }
 
 fn is_submission(row: &heap::Row, assignment: &Assignment) -> bool {
-    row.uuid(JOB_ID) == Some(assignment.id)
-        && number(row, JOB_TABLE).map(|oid| oid as u32) == Some(assignment.table)
-        && number(row, ENQUEUED_AT) == Some(assignment.enqueued_at)
+    row.uuid(column::JOB_ID) == Some(assignment.id)
+        && number(row, column::JOB_TABLE).map(|oid| oid as u32) == Some(assignment.table)
+        && row.timestamp(column::ENQUEUED_AT) == Some(assignment.enqueued_at)
 }
 
 /// The fence: takes the job out of the queue for good. False: this attempt is not the one that may finish it, so nothing

@@ -5,44 +5,138 @@ use super::*;
 /// A place in a lane: when a job is due there, and when it arrived.
 pub type Position = (Timestamp, Timestamp);
 
-/// The lanes with jobs in them whose handler is registered; of these handlers, if any are named. Walks from lane to lane, not from job
-/// to job.
-pub fn lanes(only: Option<&[(u32, Rc<str>)]>) -> Vec<LaneKey> {
+pub const NO_LIMIT: usize = i64::MAX as usize;
+
+/// Something that was found in a gap.
+pub struct Found {
+    /// Which gap, counted from 0.
+    pub gap: usize,
+    pub lane: i64,
+    pub handler: String,
+}
+
+/// What the queue has in these gaps, in their order: one job of each step, and not more than `limit` of them. Walks from step to step,
+/// not from job to job.
+pub fn in_gaps(gaps: &[Gap], step: Step, limit: usize) -> Vec<Found> {
+    if gaps.is_empty() {
+        return Vec::new();
+    }
+    // Only behind an equality does the index know where a range ends: a comparison of rows would go on to the end of the table's lanes.
     let rows = statement!(
-        "WITH RECURSIVE lane AS (
-             SELECT h.job_table, h.name, h.last, n.lane
-               FROM (SELECT job_table, name, background_jobs.lane_of(name, (-32768)::int2, 0::int2) AS first,
-                            background_jobs.lane_of(name, 32767::int2, 3::int2) AS last
-                       FROM background_jobs.handler
-                      WHERE $1 IS NULL OR (job_table, name) IN (SELECT * FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS one)) h
-              CROSS JOIN LATERAL (
-                    SELECT q.lane FROM background_jobs.queued_job q
-                     WHERE q.job_table = h.job_table AND q.lane BETWEEN h.first AND h.last
-                     ORDER BY q.lane LIMIT 1) n
-              UNION ALL
-             SELECT l.job_table, l.name, l.last, n.lane FROM lane l
-              CROSS JOIN LATERAL (
-                    SELECT q.lane FROM background_jobs.queued_job q
-                     WHERE q.job_table = l.job_table AND q.lane > l.lane AND q.lane <= l.last
-                     ORDER BY q.lane LIMIT 1) n)
-         SELECT job_table::oid, name, ((lane >> 2 & 65535) - 32768)::int2, (lane & 3)::int2 FROM lane",
-        [OIDS, TEXTS]
+        "SELECT g.n, q.lane, q.handler
+           FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3))
+                WITH ORDINALITY AS g (job_table, first, last, n)
+          CROSS JOIN LATERAL (
+                WITH RECURSIVE found AS (
+                     (SELECT q.lane, q.handler FROM background_jobs.queued_job q
+                       WHERE q.job_table = g.job_table AND q.lane >= g.first AND q.lane <= g.last
+                       ORDER BY q.lane LIMIT 1)
+                      UNION ALL
+                     SELECT n.* FROM found f
+                      CROSS JOIN LATERAL (
+                            SELECT q.lane, q.handler FROM background_jobs.queued_job q
+                             WHERE q.job_table = g.job_table AND q.lane > (f.lane | $4) AND q.lane <= g.last
+                             ORDER BY q.lane LIMIT 1) n)
+                SELECT * FROM found) q
+          LIMIT $5",
+        [OIDS, INT8S, INT8S, INT8, INT8]
     )
     .execute(
         &[
-            only.and_then(|only| oids(only.iter().map(|(table, _)| Oid::from(*table)))),
-            only.and_then(|only| texts(only.iter().map(|(_, name)| &**name))),
+            oids(gaps.iter().map(|gap| Oid::from(gap.table))),
+            int8s(gaps.iter().map(|gap| *gap.lanes.start())),
+            int8s(gaps.iter().map(|gap| *gap.lanes.end())),
+            Some(Datum::from(step.mask())),
+            Some(Datum::from(limit as i64)),
         ],
         0,
     );
     (0..rows.processed)
-        .map(|row| LaneKey {
-            table: rows.get::<Oid>(row, 1).unwrap_or(Oid::INVALID).to_u32(),
-            handler: rows.get::<String>(row, 2).unwrap_or_default().into(),
-            priority: rows.get(row, 3).unwrap_or_default(),
-            timing: Timing::from_i16(rows.get(row, 4).unwrap_or_default()),
+        .map(|row| Found {
+            gap: rows.get::<i64>(row, 1).map_or(0, |n| n as usize - 1),
+            lane: rows.get(row, 2).unwrap_or_default(),
+            handler: rows.get(row, 3).unwrap_or_default(),
         })
         .collect()
+}
+
+/// The tables that have jobs in the queue, but for these.
+pub fn tables_but(known: impl Iterator<Item = u32>) -> Vec<u32> {
+    let gaps = gaps::between(gaps::TABLES, known.map(|table| i64::from(table)..=i64::from(table)).collect());
+    let oid = |end: &i64| Oid::from(*end as u32);
+    let rows = statement!(
+        "SELECT q.job_table::oid
+           FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS g (first, last)
+          CROSS JOIN LATERAL (
+                WITH RECURSIVE found AS (
+                     (SELECT q.job_table FROM background_jobs.queued_job q
+                       WHERE q.job_table >= g.first AND q.job_table <= g.last
+                       ORDER BY q.job_table LIMIT 1)
+                      UNION ALL
+                     SELECT n.* FROM found f
+                      CROSS JOIN LATERAL (
+                            SELECT q.job_table FROM background_jobs.queued_job q
+                             WHERE q.job_table > f.job_table AND q.job_table <= g.last
+                             ORDER BY q.job_table LIMIT 1) n)
+                SELECT * FROM found) q",
+        [OIDS, OIDS]
+    )
+    .execute(&[oids(gaps.iter().map(|gap| oid(gap.start()))), oids(gaps.iter().map(|gap| oid(gap.end())))], 0);
+    (0..rows.processed).filter_map(|row| rows.get::<Oid>(row, 1)).map(Oid::to_u32).collect()
+}
+
+/// What came of a look at some entries of a lane.
+pub enum Searched {
+    /// A job, which is due then.
+    Missed(Timestamp),
+    /// None up to there; it goes on.
+    UpTo(Position),
+    /// None.
+    End,
+}
+
+/// Looks through what a lane has behind `after`, up to `last`, for a job that `is_known` does not know; at no more than `limit` entries of
+/// the index, dead ones included. `number` is that of the lane.
+pub fn search_lane(
+    lane: &LaneKey,
+    number: i64,
+    (after, last): (&Position, &Position),
+    limit: usize,
+    mut is_known: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool,
+) -> Searched {
+    let Some(queue) = heap::Table::open(c"queued_job") else { return Searched::End };
+    let keys = [
+        Key::Oid(1, Datum::from(Oid::from(lane.table))),
+        Key::Int8(2, Datum::from(number)),
+        Key::From(3, after.0),
+        Key::UpTo(3, last.0),
+    ];
+    let mut missed = None;
+    let walked = queue.walk(c"queued_job_order", &keys, limit, |row| {
+        let job = JobRef { table: lane.table, id: row.uuid(column::JOB_ID).unwrap_or_default() };
+        let waiting = Waiting {
+            id: job.id,
+            run_at: row.timestamp(column::RUN_AT).unwrap_or_default(),
+            enqueued_at: row.timestamp(column::ENQUEUED_AT).unwrap_or_default(),
+            attempts: 0,
+            max_attempts: None,
+            tid: 0,
+            row_tid: 0,
+        };
+        let place = (waiting.run_at, waiting.enqueued_at);
+        let is_meant = place > *after && place <= *last && row.text(column::HANDLER).as_deref() == Some(&*lane.handler);
+        if is_meant && !is_known(lane, &job, &waiting) {
+            missed = Some(waiting.run_at);
+        }
+        missed.is_none()
+    });
+    match (missed, walked) {
+        (Some(run_at), _) => Searched::Missed(run_at),
+        (None, Some([.., run_at, enqueued_at])) => {
+            Searched::UpTo((run_at.value() as Timestamp, enqueued_at.value() as Timestamp))
+        }
+        (None, None) => Searched::End,
+    }
 }
 
 /// The next jobs of a lane behind `after`, in order.
@@ -95,37 +189,6 @@ pub fn bring_forward(lane: &LaneKey, latest: Timestamp) {
     );
 }
 
-/// Names in the queue that no handler is registered for, a few at a time, behind `after`.
-pub fn unhandled(after: &(u32, String), limit: i64) -> Vec<(u32, String, bool)> {
-    let rows = statement!(
-        "WITH RECURSIVE name AS (
-             (SELECT q.job_table, q.lane, q.handler FROM background_jobs.queued_job q
-               WHERE (q.job_table, q.lane) > ($1, background_jobs.lane_of($2, 32767::int2, 3::int2))
-               ORDER BY q.job_table, q.lane LIMIT 1)
-              UNION ALL
-             SELECT n.* FROM name l
-              CROSS JOIN LATERAL (
-                    SELECT q.job_table, q.lane, q.handler FROM background_jobs.queued_job q
-                     WHERE (q.job_table, q.lane) > (l.job_table, l.lane | 262143)
-                     ORDER BY q.job_table, q.lane LIMIT 1) n)
-         SELECT n.job_table::oid, n.handler,
-                EXISTS (SELECT FROM background_jobs.handler h JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner
-                         WHERE h.job_table = n.job_table AND h.name = n.handler)
-           FROM (SELECT * FROM name LIMIT $3) n",
-        [OID, TEXT, INT8]
-    )
-    .execute(&[table(after.0), text(&after.1), Some(Datum::from(limit))], 0);
-    (0..rows.processed)
-        .map(|row| {
-            (
-                rows.get::<Oid>(row, 1).unwrap_or(Oid::INVALID).to_u32(),
-                rows.get(row, 2).unwrap_or_default(),
-                rows.get(row, 3).unwrap_or(true),
-            )
-        })
-        .collect()
-}
-
 /// Is this submission still unfinished?
 pub fn is_queued(job: JobRef, enqueued_at: Timestamp) -> bool {
     statement!(protocol::IS_QUEUED, [OID, UUID, TIME])
@@ -134,8 +197,8 @@ pub fn is_queued(job: JobRef, enqueued_at: Timestamp) -> bool {
         > 0
 }
 
-/// Forgets tables that no longer exist; returns how many rows went.
-pub fn purge_dropped_tables() -> usize {
+/// Forgets tables that no longer exist; returns how many rows went. `known` are tables that do: the queue is not looked through for them.
+pub fn purge_dropped_tables(known: impl Iterator<Item = u32>) -> usize {
     let mut gone = statement!(
         "DELETE FROM background_jobs.handler h
           WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = h.job_table)",
@@ -150,26 +213,8 @@ pub fn purge_dropped_tables() -> usize {
     )
     .execute(&[], 0)
     .processed;
-    gone + dropped_tables().into_iter().map(withdraw_all).sum::<usize>()
-}
-
-/// Tables that have jobs in the queue and no longer exist. The queue may be long: its tables are found by walking from one to
-/// the next.
-fn dropped_tables() -> Vec<u32> {
-    let rows = statement!(
-        "WITH RECURSIVE tab AS (
-             (SELECT q.job_table FROM background_jobs.queued_job q ORDER BY q.job_table LIMIT 1)
-              UNION ALL
-             SELECT n.* FROM tab l
-              CROSS JOIN LATERAL (
-                    SELECT q.job_table FROM background_jobs.queued_job q WHERE q.job_table > l.job_table
-                     ORDER BY q.job_table LIMIT 1) n)
-         SELECT t.job_table::oid FROM tab t
-          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.job_table)",
-        []
-    )
-    .execute(&[], 0);
-    (0..rows.processed).filter_map(|row| rows.get::<Oid>(row, 1)).map(Oid::to_u32).collect()
+    let dropped = tables_but(known).into_iter().filter(|table| relation::owner(Oid::from(*table)).is_none());
+    gone + dropped.map(withdraw_all).sum::<usize>()
 }
 
 /// Deletes old attempts, a few thousand at a time; returns how many went.

@@ -8,6 +8,8 @@ use crate::pg::spi::Name;
 pub struct Handler {
     pub table: u32,
     pub name: String,
+    /// The first of its lanes.
+    pub lanes: i64,
     pub schema: String,
     pub function: String,
     pub takes_id: bool,
@@ -20,6 +22,13 @@ pub struct Handler {
     pub synchronous_commit: Option<String>,
     /// Another one after each registration, whatever it changed.
     pub registered_at: Timestamp,
+}
+
+impl Handler {
+    /// The number of one of its lanes.
+    pub fn lane(&self, key: &LaneKey) -> i64 {
+        lane_number(self.lanes, key.priority, key.timing)
+    }
 }
 
 /// What register_handler() was given, as datums.
@@ -81,7 +90,7 @@ pub fn register(new: &NewHandler) {
 /// What a submission has to know of its handler.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Destination {
-    /// `background_jobs.lane_of` of the handler, without priority and timing.
+    /// The first of the handler's lanes.
     pub lanes: i64,
     /// That the handler gives to its jobs.
     pub priority: i16,
@@ -121,7 +130,8 @@ pub fn handlers(only: Option<(u32, &str)>) -> Vec<Handler> {
                 (extract(epoch FROM LEAST(h.timeout, CASE WHEN h.timeout IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
                 (extract(epoch FROM LEAST(h.retry_delay, CASE WHEN h.retry_delay IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
                 (extract(epoch FROM LEAST(h.max_retry_delay, CASE WHEN h.max_retry_delay IS NOT NULL THEN '30 years'::interval END)) * 1000000)::bigint,
-                h.concurrency, h.synchronous_commit, h.function_owner::oid, h.registered_at
+                h.concurrency, h.synchronous_commit, h.function_owner::oid, h.registered_at,
+                background_jobs.lane_of(h.name, (-32768)::int2, 0::int2)
            FROM background_jobs.handler h
            JOIN pg_catalog.pg_class c ON c.oid = h.job_table AND c.relowner = h.owner
           WHERE ($1 IS NULL OR h.job_table = $1) AND ($2 IS NULL OR h.name = $2)",
@@ -144,6 +154,7 @@ pub fn handlers(only: Option<(u32, &str)>) -> Vec<Handler> {
             synchronous_commit: rows.get(row, 11),
             function_owner: rows.get(row, 12).unwrap_or(Oid::INVALID),
             registered_at: rows.timestamp(row, 13).unwrap_or_default(),
+            lanes: rows.get(row, 14).unwrap_or_default(),
         })
         .collect()
 }

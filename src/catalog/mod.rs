@@ -14,15 +14,17 @@ pub use dispatch::*;
 pub use handlers::*;
 pub use queue::*;
 
-use crate::job::{JobId, JobRef, LaneKey, Setback, Tid, Timing, Waiting};
+use crate::gaps::{self, Gap, Step};
+use crate::job::{JobId, JobRef, LaneKey, Setback, Tid, Timing, Waiting, lane_number};
 use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
+use crate::pg::heap::{self, Key};
 use crate::pg::memory::{Context, Current, HeldDatum};
-use crate::pg::spi::{Statement, item_pointer_datum, oid, oids, text, texts, timestamp, uuid};
+use crate::pg::relation;
+use crate::pg::spi::{Statement, int8s, item_pointer_datum, oid, oids, text, timestamp, uuid};
 use crate::protocol::{self, Identity};
 use crate::shmem::Assignment;
 use pgrx::pg_sys::{self, Datum, Oid};
-use std::rc::Rc;
 use std::time::Duration;
 
 const OID: Oid = pg_sys::OIDOID;
@@ -37,7 +39,17 @@ const TIME: Oid = pg_sys::TIMESTAMPTZOID;
 const INTERVAL: Oid = pg_sys::INTERVALOID;
 const JSONB: Oid = pg_sys::JSONBOID;
 const OIDS: Oid = pg_sys::OIDARRAYOID;
-const TEXTS: Oid = pg_sys::TEXTARRAYOID;
+const INT8S: Oid = pg_sys::INT8ARRAYOID;
+
+/// Columns of queued_job, by number.
+mod column {
+    pub const JOB_ID: i32 = 1;
+    pub const JOB_TABLE: i32 = 2;
+    pub const RUN_AT: i32 = 5;
+    pub const ENQUEUED_AT: i32 = 6;
+    pub const ATTEMPTS: i32 = 8;
+    pub const HANDLER: i32 = 11;
+}
 
 /// The statement, prepared once per process.
 macro_rules! statement {

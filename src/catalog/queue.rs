@@ -1,7 +1,6 @@
 //! Submitting and withdrawing.
 
 use super::*;
-use crate::pg::heap;
 
 /// A job as it enters the queue.
 #[derive(Debug, Clone)]
@@ -56,7 +55,7 @@ pub fn insert(submissions: &[Submission]) -> Vec<Option<Tid>> {
             timestamp(new.run_at),
             timestamp(new.enqueued_at),
             // As the column generates it.
-            Some(Datum::from(destination.lanes + ((i64::from(priority) + 32768) << 2 | new.timing as i64))),
+            Some(Datum::from(lane_number(destination.lanes, priority, new.timing))),
             int4(0),
             int2(0),
             (new.row_tid != 0).then(|| item_pointer_datum(new.row_tid)),

@@ -1,6 +1,7 @@
 //! Rows of the extension's own tables, written without SQL: no plan, no settings, no switch of user, because below SQL nobody
 //! asks for privileges. For tables without triggers, constraints but NOT NULL, expressions and generated columns only.
 
+use crate::pg::clock::Timestamp;
 use crate::pg::place;
 pub use crate::pg::place::Row;
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -14,22 +15,34 @@ pub struct Table {
     blocks: OnceCell<u32>,
 }
 
-/// The condition "column = value", by the column's number in the table.
+/// A condition of a scan, by the column's number in the table, or for `walk` in the index.
 pub enum Key {
+    /// Of that type, and equal to the value.
     Oid(i16, Datum),
     Uuid(i16, Datum),
+    Int8(i16, Datum),
+    /// At that time or later; or earlier.
+    From(i16, Timestamp),
+    UpTo(i16, Timestamp),
 }
 
 impl Key {
-    fn scan_key(&self) -> pg_sys::ScanKeyData {
-        let (column, function, value) = match self {
-            Self::Oid(column, value) => (*column, pg_sys::F_OIDEQ, *value),
-            Self::Uuid(column, value) => (*column, pg_sys::F_UUID_EQ, *value),
+    pub(super) fn scan_key(&self) -> pg_sys::ScanKeyData {
+        use pg_sys::{BTEqualStrategyNumber, BTGreaterEqualStrategyNumber, BTLessEqualStrategyNumber};
+        let (column, strategy, function, value) = match self {
+            Self::Oid(column, value) => (*column, BTEqualStrategyNumber, pg_sys::F_OIDEQ, *value),
+            Self::Uuid(column, value) => (*column, BTEqualStrategyNumber, pg_sys::F_UUID_EQ, *value),
+            Self::Int8(column, value) => (*column, BTEqualStrategyNumber, pg_sys::F_INT8EQ, *value),
+            Self::From(column, time) => {
+                (*column, BTGreaterEqualStrategyNumber, pg_sys::F_TIMESTAMPTZ_GE, Datum::from(*time))
+            }
+            Self::UpTo(column, time) => {
+                (*column, BTLessEqualStrategyNumber, pg_sys::F_TIMESTAMPTZ_LE, Datum::from(*time))
+            }
         };
         let mut key = pg_sys::ScanKeyData::default();
-        let equal = pg_sys::BTEqualStrategyNumber as u16;
-        // SAFETY: the equality functions take values of the types that the variants name.
-        unsafe { pg_sys::ScanKeyInit(&mut key, column, equal, function.into(), value) };
+        // SAFETY: the functions take values of the types that the variants name.
+        unsafe { pg_sys::ScanKeyInit(&mut key, column, strategy as u16, function.into(), value) };
         key
     }
 }

@@ -33,4 +33,5 @@ pub mod statement;
 pub mod timer;
 pub mod trigger;
 pub mod utility;
+pub mod walk;
 pub mod xact;

@@ -1,6 +1,8 @@
 //! Rows of somebody else's table, read and updated where they were last seen: no plan, no index to search. What the current user
 //! may not read or write as it stands there, or what takes more than that, is left to a statement.
 
+use crate::pg::clock::Timestamp;
+use crate::pg::encoding::from_text;
 use crate::pg::index::{self, Duplicate, Entry};
 use crate::pg::relation::attribute;
 use crate::pg::spi::{item_pointer, uuid_bytes};
@@ -138,6 +140,16 @@ impl Row {
     /// Of a column of type uuid.
     pub fn uuid(&self, column: i32) -> Option<[u8; 16]> {
         self.get(column).map(uuid_bytes)
+    }
+
+    /// Of a column of type timestamptz.
+    pub fn timestamp(&self, column: i32) -> Option<Timestamp> {
+        self.get(column).map(|datum| datum.value() as Timestamp)
+    }
+
+    /// Of a column of type text.
+    pub fn text(&self, column: i32) -> Option<String> {
+        self.get(column).map(from_text)
     }
 }
 

@@ -268,12 +268,12 @@ pub fn oids(values: impl Iterator<Item = pg_sys::Oid>) -> Option<pg_sys::Datum> 
     array(values.map(oid), pg_sys::OIDOID, 4, true, b'i')
 }
 
-pub fn texts<'a>(values: impl Iterator<Item = &'a str>) -> Option<pg_sys::Datum> {
-    array(values.map(text), pg_sys::TEXTOID, -1, false, b'i')
-}
-
 pub fn int4s(numbers: impl Iterator<Item = i32>) -> Option<pg_sys::Datum> {
     array(numbers.map(|number| Some(pg_sys::Datum::from(number))), pg_sys::INT4OID, 4, true, b'i')
+}
+
+pub fn int8s(numbers: impl Iterator<Item = i64>) -> Option<pg_sys::Datum> {
+    array(numbers.map(|number| Some(pg_sys::Datum::from(number))), pg_sys::INT8OID, 8, true, b'd')
 }
 
 pub fn timestamps(times: impl Iterator<Item = i64>) -> Option<pg_sys::Datum> {

@@ -1,17 +1,22 @@
 //! What the log is told, once each: why jobs do not run.
 
 use super::Dispatcher;
-use crate::catalog;
+use crate::catalog::{self, Found};
+use crate::gaps::{self, Gap, Step, Stretch};
 use crate::gucs;
 use crate::pg::error::PgError;
 use crate::pg::{relation, role};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Unknown names that were complained about, of one owner's tables; beyond that many nobody reads the log. Anybody who may INSERT can make
 /// some up, so they do not count for other owners, nor for the other complaints.
 const UNKNOWN_NAMES: usize = 1000;
+
+/// Names that are looked for at a time, and stretches of the queue between those of handlers that are looked through.
+const NAMES: usize = 32;
+const GAPS: usize = 1000;
 
 /// What was said already.
 #[derive(Default)]
@@ -24,16 +29,29 @@ pub struct Complaints {
 }
 
 impl Dispatcher {
+    /// Looks for names that nobody handles, on from where it was left the last time.
     pub fn complain_about_unhandled(&mut self) {
-        let names = catalog::unhandled(&self.unhandled_from, 32);
-        self.unhandled_from = match names.last() {
-            Some((table, name, _)) if names.len() == 32 => (*table, name.clone()),
-            _ => (0, String::new()),
-        };
-        for (table, name, handled) in names {
-            if !handled {
-                self.complain_unhandled(table, &name);
-            }
+        let mut handled: BTreeMap<u32, Vec<Stretch>> = BTreeMap::new();
+        for table in catalog::tables_but(self.tables.keys().copied()) {
+            handled.insert(table, Vec::new());
+        }
+        for handler in self.handlers.values() {
+            handled.entry(handler.table).or_default().push(gaps::of_handler(handler.lanes));
+        }
+        let from = self.unhandled_from;
+        let mut gaps = Vec::new();
+        for (table, handled) in handled.split_off(&from.0) {
+            let part = if table == from.0 { from.1..=i64::MAX } else { gaps::LANES };
+            gaps.extend(gaps::between(part, handled).into_iter().map(|lanes| Gap { table, lanes }));
+        }
+        let later = gaps.get(GAPS).map(|gap| (gap.table, *gap.lanes.start()));
+        gaps.truncate(GAPS);
+        let found = catalog::in_gaps(&gaps, Step::Handler, NAMES);
+        let place = |found: &Found| (gaps[found.gap].table, *gaps::of_handler(found.lane).end());
+        let last = found.last().filter(|_| found.len() == NAMES);
+        self.unhandled_from = last.map(place).or(later).unwrap_or((0, i64::MIN));
+        for unhandled in found {
+            self.complain_unhandled(gaps[unhandled.gap].table, &unhandled.handler);
         }
     }
 

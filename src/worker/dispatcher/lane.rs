@@ -1,9 +1,10 @@
 //! A lane as the dispatcher sees it: a window of waiting jobs, and the place in the queue up to which it was read.
 //!
 //! The place is remembered so that the dead index entries of finished jobs are not walked again and again. What
-//! arrives behind it (a transaction that took long to commit, a retry) comes with a note, which moves the place back.
+//! arrives behind it (a transaction that took long to commit, a retry) comes with a note, which moves the place back; for what does not,
+//! what lies behind is looked through at every poll, in pieces.
 
-use crate::catalog::{self, Position};
+use crate::catalog::{self, Position, Searched};
 use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::pg::clock::{self, BEGINNING, Timestamp};
 use std::collections::VecDeque;
@@ -11,6 +12,11 @@ use std::time::{Duration, Instant};
 
 /// Jobs read ahead per lane.
 const WINDOW: usize = 256;
+
+/// Entries of the index that are looked at in one go: a part of a millisecond.
+const PIECE: usize = 2000;
+
+const START: Position = (BEGINNING, BEGINNING);
 
 pub struct Lane {
     pub key: LaneKey,
@@ -25,6 +31,8 @@ pub struct Lane {
     pub blocked_until: Option<Instant>,
     /// Rises with every job taken, so that lanes can take turns.
     pub turn: u64,
+    /// Up to where what was read already is looked through again, and where that ends.
+    search: Option<(Position, Position)>,
 }
 
 fn just_before(run_at: Timestamp) -> Position {
@@ -36,11 +44,12 @@ impl Lane {
         Self {
             key,
             ready: VecDeque::new(),
-            position: (BEGINNING, BEGINNING),
+            position: START,
             more: true,
             next_due: None,
             blocked_until: None,
             turn: 0,
+            search: None,
         }
     }
 
@@ -86,11 +95,27 @@ impl Lane {
         }
     }
 
-    /// Start over from the lane's beginning.
-    pub fn rewind(&mut self) {
-        self.ready.clear();
-        self.position = (BEGINNING, BEGINNING);
+    /// Somebody may not have told of a job: reads on, and looks through what was read already, by and by (`catalog::search_lane`).
+    pub fn search(&mut self) {
+        self.reread();
         self.more = true;
+        // One that is under way gets there, too.
+        self.search.get_or_insert((START, self.position));
+    }
+
+    pub fn is_searched(&self) -> bool {
+        self.search.is_some()
+    }
+
+    /// Looks through a piece of what was read already. `number` is that of the lane, `claimed` as for `fill`.
+    pub fn search_on(&mut self, number: i64, claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) {
+        let Some((after, last)) = self.search.take() else { return };
+        match catalog::search_lane(&self.key, number, (&after, &last), PIECE, claimed) {
+            Searched::UpTo(place) => self.search = Some((place, last)),
+            // From there on everything is read anew.
+            Searched::Missed(run_at) => self.note(run_at),
+            Searched::End => {}
+        }
     }
 
     /// Reads on if the window has run low. `claimed` tells jobs that are handed out already, which are passed by; `monotone_now` is a clock
@@ -147,7 +172,7 @@ impl Lane {
 
     /// Nothing waits here, as far as is known.
     pub fn is_empty(&self) -> bool {
-        self.ready.is_empty() && !self.more && self.next_due.is_none()
+        self.ready.is_empty() && !self.more && self.next_due.is_none() && self.search.is_none()
     }
 
     pub fn is_blocked(&self) -> bool {

@@ -8,7 +8,6 @@ use crate::gucs;
 use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing};
 use crate::pg::{clock, database, relation};
-use crate::protocol::{self, Reading};
 use crate::shmem::{self, Note};
 use pgrx::pg_sys::Oid;
 use std::collections::{HashMap, HashSet};
@@ -52,7 +51,10 @@ impl Dispatcher {
     /// Is there a lane to be read on, or one where something has become due?
     fn lanes_want_a_look(&self) -> bool {
         let now = shmem::monotone_now();
-        self.lanes.values().any(|lane| lane.is_low() || lane.due_in(now).is_some_and(|wait| wait.is_zero()))
+        let search = Instant::now() >= self.next_search;
+        self.lanes.values().any(|lane| {
+            lane.is_low() || search && lane.is_searched() || lane.due_in(now).is_some_and(|wait| wait.is_zero())
+        })
     }
 
     pub fn news(&mut self) -> News {
@@ -117,7 +119,7 @@ impl Dispatcher {
         }
         let notes = news.notes;
         if poll || notes.is_none() {
-            self.lanes.values_mut().for_each(Lane::rewind);
+            self.lanes.values_mut().for_each(Lane::search);
             self.discover(None);
         } else if !new.is_empty() {
             self.discover(Some(&new));
@@ -129,7 +131,8 @@ impl Dispatcher {
             self.note(note.lane(), note.run_at);
         }
         if news.withdrawn || poll {
-            if catalog::purge_dropped_tables() > 0 {
+            let known = self.tables.keys().copied().filter(|table| relation::owner(Oid::from(*table)).is_some());
+            if catalog::purge_dropped_tables(known) > 0 {
                 self.lanes.retain(|key, _| relation::owner(Oid::from(key.table)).is_some());
             }
             self.verify_claims();
@@ -144,19 +147,7 @@ impl Dispatcher {
             self.next_housekeeping = Instant::now() + HOUSEKEEPING;
             self.prune_next = true;
         }
-        let monotone_now = shmem::monotone_now();
-        let (claims, uncharged, debts, skipped) = (&self.claims, &self.uncharged, &self.debts, &mut self.skipped);
-        for lane in self.lanes.values_mut() {
-            lane.fill(monotone_now, |key, job, waiting| {
-                let claimed = claims.get(job).map(|claimed| claimed.enqueued_at);
-                let reading = protocol::on_reading(claimed, waiting.enqueued_at);
-                // Under the id of a debt may be another submission, which is to be read again when that is settled.
-                if reading == Reading::Remember || debts.hold(job) {
-                    skipped.insert(*job, (key.clone(), waiting.run_at));
-                }
-                reading != Reading::Keep || uncharged.contains(job) || debts.hold(job)
-            });
-        }
+        self.read_lanes();
         // Empty ones are kept for the place that they remember, unless there are very many.
         if self.lanes.len() > LANES {
             self.lanes.retain(|_, lane| !lane.is_empty());
@@ -192,15 +183,6 @@ impl Dispatcher {
             lane.note(run_at);
         } else {
             self.lanes.insert(key.clone(), Lane::starting_at(key, run_at));
-        }
-    }
-
-    /// Looks for lanes of all handlers, or of these.
-    fn discover(&mut self, only: Option<&[(u32, Rc<str>)]>) {
-        for key in catalog::lanes(only) {
-            if self.handlers.contains_key(&(key.table, key.handler.clone())) {
-                self.lanes.entry(key).or_insert_with_key(|key| Lane::new(key.clone()));
-            }
         }
     }
 

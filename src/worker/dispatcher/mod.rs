@@ -1,5 +1,5 @@
 //! The dispatcher: one per database that has the extension, and the only scheduler there. It reads the queue lane by lane
-//! (`lane`, `look`), hands due jobs to executors of their table's owner (`turns`, `assign`), starts and stops executors (`roster`),
+//! (`lane`, `look`, `search`), hands due jobs to executors of their table's owner (`turns`, `assign`), starts and stops executors (`roster`),
 //! and interrupts, times out and rescues what they run (`supervise`, `debts`). It touches the extension's own tables only, never
 //! a user's, and runs no user code.
 
@@ -10,6 +10,7 @@ mod lane;
 mod look;
 mod pace;
 mod roster;
+mod search;
 mod supervise;
 mod suspects;
 mod turns;
@@ -79,9 +80,11 @@ pub struct Dispatcher {
     next_poll: Instant,
     last_poll: Instant,
     next_housekeeping: Instant,
+    next_search: Instant,
     /// Names that arrived and that no handler is registered for.
     unhandled: Vec<(u32, Rc<str>)>,
-    unhandled_from: (u32, String),
+    /// The table and the lane up to which the queue was looked through for such names.
+    unhandled_from: (u32, i64),
     interrupts: Interrupts,
     /// Executors that have ended with their work unsettled, and when that was seen.
     gone: HashMap<usize, Instant>,
@@ -156,8 +159,9 @@ impl Dispatcher {
             next_poll: now,
             last_poll: now,
             next_housekeeping: now,
+            next_search: now,
             unhandled: Vec::new(),
-            unhandled_from: (0, String::new()),
+            unhandled_from: (0, i64::MIN),
             interrupts: Interrupts::default(),
             gone: HashMap::new(),
             restarts: Vec::new(),

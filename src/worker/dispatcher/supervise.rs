@@ -65,7 +65,7 @@ impl Dispatcher {
             // Its lane may have passed by the job meanwhile.
             let of_handler =
                 |lane: &&mut Lane| (lane.key.table, &lane.key.handler) == (claimed.lane.table, &claimed.lane.handler);
-            self.lanes.values_mut().filter(of_handler).for_each(Lane::rewind);
+            self.lanes.values_mut().filter(of_handler).for_each(Lane::search);
         }
         if run_us != REFUSED {
             if assignment.action == Action::Run {
@@ -229,6 +229,9 @@ impl Dispatcher {
         let mut sleep = self.next_poll.saturating_duration_since(Instant::now());
         let mut soon = |wait: Duration| sleep = sleep.min(wait.max(Duration::from_millis(1)));
         self.lanes.values().filter_map(|lane| lane.due_in(monotone_now)).for_each(&mut soon);
+        if self.lanes.values().any(Lane::is_searched) {
+            soon(self.next_search.saturating_duration_since(Instant::now()));
+        }
         self.roster.next_attempt().into_iter().for_each(&mut soon);
         self.poll_due_in().into_iter().for_each(&mut soon);
         self.debts.due_in().into_iter().for_each(&mut soon);

@@ -2,6 +2,8 @@
 //! agreement tests can use them. A module listed here that reaches for the server no longer compiles, which is the other
 //! half of the point.
 
+#[path = "../../../src/gaps.rs"]
+pub mod gaps;
 #[path = "../../../src/job.rs"]
 pub mod job;
 #[path = "../../../src/protocol.rs"]
