@@ -13,6 +13,9 @@ const PARTS: usize = 10;
 /// Of the parts, so many at the end are held against the target.
 const LAST: usize = 3;
 
+/// Starts at the end, one after the other: some ten seconds.
+const POLLED: usize = 1000;
+
 pub fn run(options: &Options, section: &mut Section) {
     let (held, free) = (scene::cluster(scene::COMMIT_TIMES), scene::cluster(scene::COMMIT_TIMES));
     let (mut held, mut free) = (Scene::new(&held, "held"), Scene::new(&free, "free"));
@@ -49,6 +52,13 @@ pub fn run(options: &Options, section: &mut Section) {
             rates[1][n - 1],
             starts[1][n - 1],
         );
+    }
+    // Long enough for some polls, which look through what the snapshot keeps.
+    for (key, label, scene) in [("held", "old snapshot", &mut held), ("free", "none", &mut free)] {
+        scene.switch(true);
+        let mut starts = latency::starts(scene, POLLED);
+        let worst = vec![stats::percentile(&mut starts, 100.0)];
+        section.figure(&format!("snapshot.worst.{key}"), &format!("slowest of {POLLED} starts, {label}"), "ms", worst);
     }
     drop(elsewhere);
     for (key, label, values) in [("rate", "drain", &rates), ("start", "commit to start p50", &starts)] {

@@ -2,6 +2,7 @@
 //! to know gets to know it. (`restart` has those that a crash comes between, `replication` those that arrive from a client.)
 
 use server_tests::{App, Builder, Cluster, Group, Uuid, json};
+use std::time::Duration;
 
 fn configuration() -> Builder {
     Cluster::builder().conf("max_prepared_transactions", "10")
@@ -73,6 +74,38 @@ fn a_job_that_was_prepared_starts_when_it_is_committed_without_a_poll() {
         assert!(app.wait_final(id).completed);
         assert_eq!(app.noted(id), 1);
     }
+}
+
+/// Entries of the queue's index that one look goes over at most; the job lies behind more of them, and more lie behind it.
+const ENTRIES: i64 = 2000;
+
+#[test]
+fn jobs_that_nobody_tells_of_are_found_among_thousands_of_dead_entries() {
+    let mut app = TOLD.app("among");
+    app.handler("noted", "PERFORM note(); RETURN NULL;");
+    app.handler("quick", "RETURN NULL;");
+    let mut elsewhere = app.session();
+    elsewhere.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM background_jobs").unwrap();
+    let pass = |app: &mut App| {
+        app.sql(&format!(
+            "INSERT INTO background_jobs (payload) SELECT '{{\"handler\": \"quick\"}}' FROM generate_series(0, {ENTRIES})"
+        ));
+        app.wait_drained(Duration::from_secs(60));
+    };
+    pass(&mut app);
+    let name = format!("'{}'", app.database);
+    let id = Uuid::new_v4();
+    app.sql(&format!(
+        "BEGIN; INSERT INTO background_jobs (id, payload) VALUES ('{id}', '{{\"handler\": \"quick\"}}');
+         SELECT background_jobs.enqueue('quick', priority => 5::smallint), background_jobs.enqueue('noted');
+         PREPARE TRANSACTION {name}"
+    ));
+    pass(&mut app);
+    assert!(app.find(id).is_none());
+    app.sql(&format!("COMMIT PREPARED {name}"));
+    assert!(app.wait_final(id).completed);
+    app.wait_drained(Duration::from_secs(60));
+    elsewhere.batch_execute("COMMIT").unwrap();
 }
 
 #[test]
