@@ -101,7 +101,8 @@ fn jobs_that_nobody_tells_of_are_found_among_thousands_of_dead_entries() {
          PREPARE TRANSACTION {name}"
     ));
     // Another dispatcher has not been told which lanes there will be.
-    let dispatcher = "SELECT pid FROM background_jobs.workers WHERE role = 'dispatcher' AND database = current_database()";
+    let dispatcher =
+        "SELECT pid FROM background_jobs.workers WHERE role = 'dispatcher' AND database = current_database()";
     app.admin().batch_execute(&format!("SELECT pg_terminate_backend(pid, 10000) FROM ({dispatcher}) d")).unwrap();
     pass(&mut app);
     assert!(app.find(id).is_none());
