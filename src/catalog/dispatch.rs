@@ -105,38 +105,37 @@ pub fn search_lane(
     mut is_known: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool,
 ) -> Searched {
     let Some(queue) = heap::Table::open(c"queued_job") else { return Searched::End };
-    let keys = [
-        Key::Oid(1, Datum::from(Oid::from(lane.table))),
-        Key::Int8(2, Datum::from(number)),
-        Key::From(3, after.0),
-        Key::UpTo(3, last.0),
-    ];
-    let mut missed = None;
-    let walked = queue.walk(c"queued_job_order", &keys, limit, |row| {
-        let job = JobRef { table: lane.table, id: row.uuid(column::JOB_ID).unwrap_or_default() };
-        let waiting = Waiting {
-            id: job.id,
-            run_at: row.timestamp(column::RUN_AT).unwrap_or_default(),
-            enqueued_at: row.timestamp(column::ENQUEUED_AT).unwrap_or_default(),
-            attempts: 0,
-            max_attempts: None,
-            tid: 0,
-            row_tid: 0,
-        };
-        let place = (waiting.run_at, waiting.enqueued_at);
-        let is_meant = place > *after && place <= *last && row.text(column::HANDLER).as_deref() == Some(&*lane.handler);
-        if is_meant && !is_known(lane, &job, &waiting) {
-            missed = Some(waiting.run_at);
+    let (table, number) = (Key::Oid(1, Datum::from(Oid::from(lane.table))), Key::Int8(2, Datum::from(number)));
+    let due_then = [table, number, Key::At(3, after.0), Key::After(4, after.1)];
+    let due_later = [table, number, Key::After(3, after.0), Key::UpTo(3, last.0)];
+    for keys in [due_then, due_later] {
+        let mut missed = None;
+        let walked = queue.walk(c"queued_job_order", &keys, limit, |row| {
+            let job = JobRef { table: lane.table, id: row.uuid(column::JOB_ID).unwrap_or_default() };
+            let waiting = Waiting {
+                id: job.id,
+                run_at: row.timestamp(column::RUN_AT).unwrap_or_default(),
+                enqueued_at: row.timestamp(column::ENQUEUED_AT).unwrap_or_default(),
+                attempts: 0,
+                max_attempts: None,
+                tid: 0,
+                row_tid: 0,
+            };
+            let is_meant = (waiting.run_at, waiting.enqueued_at) <= *last
+                && row.text(column::HANDLER).as_deref() == Some(&*lane.handler);
+            if is_meant && !is_known(lane, &job, &waiting) {
+                missed = Some(waiting.run_at);
+            }
+            missed.is_none()
+        });
+        if let Some(run_at) = missed {
+            return Searched::Missed(run_at);
         }
-        missed.is_none()
-    });
-    match (missed, walked) {
-        (Some(run_at), _) => Searched::Missed(run_at),
-        (None, Some([.., run_at, enqueued_at])) => {
-            Searched::UpTo((run_at.value() as Timestamp, enqueued_at.value() as Timestamp))
+        if let Some([.., run_at, enqueued_at]) = walked {
+            return Searched::UpTo((run_at.value() as Timestamp, enqueued_at.value() as Timestamp));
         }
-        (None, None) => Searched::End,
     }
+    Searched::End
 }
 
 /// The next jobs of a lane behind `after`, in order.

@@ -16,25 +16,28 @@ pub struct Table {
 }
 
 /// A condition of a scan, by the column's number in the table, or for `walk` in the index.
+#[derive(Clone, Copy)]
 pub enum Key {
     /// Of that type, and equal to the value.
     Oid(i16, Datum),
     Uuid(i16, Datum),
     Int8(i16, Datum),
-    /// At that time or later; or earlier.
-    From(i16, Timestamp),
+    /// At that time; later; not later.
+    At(i16, Timestamp),
+    After(i16, Timestamp),
     UpTo(i16, Timestamp),
 }
 
 impl Key {
     pub(super) fn scan_key(&self) -> pg_sys::ScanKeyData {
-        use pg_sys::{BTEqualStrategyNumber, BTGreaterEqualStrategyNumber, BTLessEqualStrategyNumber};
+        use pg_sys::{BTEqualStrategyNumber, BTGreaterStrategyNumber, BTLessEqualStrategyNumber};
         let (column, strategy, function, value) = match self {
             Self::Oid(column, value) => (*column, BTEqualStrategyNumber, pg_sys::F_OIDEQ, *value),
             Self::Uuid(column, value) => (*column, BTEqualStrategyNumber, pg_sys::F_UUID_EQ, *value),
             Self::Int8(column, value) => (*column, BTEqualStrategyNumber, pg_sys::F_INT8EQ, *value),
-            Self::From(column, time) => {
-                (*column, BTGreaterEqualStrategyNumber, pg_sys::F_TIMESTAMPTZ_GE, Datum::from(*time))
+            Self::At(column, time) => (*column, BTEqualStrategyNumber, pg_sys::F_TIMESTAMPTZ_EQ, Datum::from(*time)),
+            Self::After(column, time) => {
+                (*column, BTGreaterStrategyNumber, pg_sys::F_TIMESTAMPTZ_GT, Datum::from(*time))
             }
             Self::UpTo(column, time) => {
                 (*column, BTLessEqualStrategyNumber, pg_sys::F_TIMESTAMPTZ_LE, Datum::from(*time))
