@@ -4,6 +4,7 @@
 //! arrives behind it (a transaction that took long to commit, a retry) comes with a note, which moves the place back; for what does not,
 //! what lies behind is looked through at every poll, in pieces.
 
+use super::again::Again;
 use crate::catalog::{self, Position, Searched};
 use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::pg::clock::{self, BEGINNING, Timestamp};
@@ -15,8 +16,6 @@ const WINDOW: usize = 256;
 
 /// Entries of the index that are looked at in one go: a part of a millisecond.
 const PIECE: usize = 2000;
-
-const START: Position = (BEGINNING, BEGINNING);
 
 pub struct Lane {
     pub key: LaneKey,
@@ -31,8 +30,7 @@ pub struct Lane {
     pub blocked_until: Option<Instant>,
     /// Rises with every job taken, so that lanes can take turns.
     pub turn: u64,
-    /// Up to where what was read already is looked through again, and where that ends.
-    search: Option<(Position, Position)>,
+    search: Again,
 }
 
 fn just_before(run_at: Timestamp) -> Position {
@@ -44,12 +42,12 @@ impl Lane {
         Self {
             key,
             ready: VecDeque::new(),
-            position: START,
+            position: (BEGINNING, BEGINNING),
             more: true,
             next_due: None,
             blocked_until: None,
             turn: 0,
-            search: None,
+            search: Again::default(),
         }
     }
 
@@ -99,23 +97,23 @@ impl Lane {
     pub fn search(&mut self) {
         self.reread();
         self.more = true;
-        // One that is under way gets there, too.
-        self.search.get_or_insert((START, self.position));
+        self.search.ask(self.position);
     }
 
     pub fn is_searched(&self) -> bool {
-        self.search.is_some()
+        self.search.left().is_some()
     }
 
     /// Looks through a piece of what was read already. `number` is that of the lane, `claimed` as for `fill`.
     pub fn search_on(&mut self, number: i64, claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) {
-        let Some((after, last)) = self.search.take() else { return };
+        let Some((after, last)) = self.search.left() else { return };
         match catalog::search_lane(&self.key, number, (&after, &last), PIECE, claimed) {
-            Searched::UpTo(place) => self.search = Some((place, last)),
+            Searched::UpTo(place) => return self.search.done_to(place),
             // From there on everything is read anew.
             Searched::Missed(run_at) => self.note(run_at),
             Searched::End => {}
         }
+        self.search.done(self.position);
     }
 
     /// Reads on if the window has run low. `claimed` tells jobs that are handed out already, which are passed by; `monotone_now` is a clock
@@ -172,7 +170,7 @@ impl Lane {
 
     /// Nothing waits here, as far as is known.
     pub fn is_empty(&self) -> bool {
-        self.ready.is_empty() && !self.more && self.next_due.is_none() && self.search.is_none()
+        self.ready.is_empty() && !self.more && self.next_due.is_none() && !self.is_searched()
     }
 
     pub fn is_blocked(&self) -> bool {

@@ -3,6 +3,7 @@
 //! and interrupts, times out and rescues what they run (`supervise`, `debts`). It touches the extension's own tables only, never
 //! a user's, and runs no user code.
 
+mod again;
 mod assign;
 mod complain;
 mod debts;

@@ -2,6 +2,8 @@
 //! agreement tests can use them. A module listed here that reaches for the server no longer compiles, which is the other
 //! half of the point.
 
+#[path = "../../../src/worker/dispatcher/again.rs"]
+pub mod again;
 #[path = "../../../src/gaps.rs"]
 pub mod gaps;
 #[path = "../../../src/job.rs"]
