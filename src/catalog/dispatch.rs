@@ -196,8 +196,8 @@ pub fn is_queued(job: JobRef, enqueued_at: Timestamp) -> bool {
         > 0
 }
 
-/// Forgets tables that no longer exist; returns how many rows went. `known` are tables that do: the queue is not looked through for them.
-pub fn purge_dropped_tables(known: impl Iterator<Item = u32>) -> usize {
+/// Forgets tables that no longer exist; returns how many rows went. `queued` are those that have jobs in the queue and may be gone.
+pub fn purge_dropped_tables(queued: &[u32]) -> usize {
     let mut gone = statement!(
         "DELETE FROM background_jobs.handler h
           WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = h.job_table)",
@@ -212,8 +212,8 @@ pub fn purge_dropped_tables(known: impl Iterator<Item = u32>) -> usize {
     )
     .execute(&[], 0)
     .processed;
-    let dropped = tables_but(known).into_iter().filter(|table| relation::owner(Oid::from(*table)).is_none());
-    gone + dropped.map(withdraw_all).sum::<usize>()
+    let dropped = queued.iter().filter(|table| relation::owner(Oid::from(**table)).is_none());
+    gone + dropped.map(|table| withdraw_all(*table)).sum::<usize>()
 }
 
 /// Deletes old attempts, a few thousand at a time; returns how many went.

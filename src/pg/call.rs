@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 /// `payload ->> key`: none if the payload is no object or has no such key, or a null there.
 pub fn jsonb_field_text(payload: pg_sys::Datum, key: &str) -> Option<String> {
     let name = encoding::to_server(key);
+    // A string, as a name is, lies there as it is; how anything else is written as text only the server's function knows.
     // SAFETY: the datum is a jsonb, and the detoasted copy, if one was needed, is there until the end. A string's bytes lie in it.
     unsafe {
         let (kept, mut found) = (payload.cast_mut_ptr::<pg_sys::varlena>(), pg_sys::JsonbValue::default());

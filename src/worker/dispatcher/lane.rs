@@ -4,7 +4,7 @@
 //! arrives behind it (a transaction that took long to commit, a retry) comes with a note, which moves the place back; for what does not,
 //! what lies behind is looked through at every poll, in pieces.
 
-use super::again::Again;
+use super::rescan::Rescan;
 use crate::catalog::{self, Position, Searched};
 use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::pg::clock::{self, BEGINNING, Timestamp};
@@ -30,7 +30,7 @@ pub struct Lane {
     pub blocked_until: Option<Instant>,
     /// Rises with every job taken, so that lanes can take turns.
     pub turn: u64,
-    search: Again,
+    rescan: Rescan,
 }
 
 fn just_before(run_at: Timestamp) -> Position {
@@ -47,7 +47,7 @@ impl Lane {
             next_due: None,
             blocked_until: None,
             turn: 0,
-            search: Again::default(),
+            rescan: Rescan::default(),
         }
     }
 
@@ -93,27 +93,32 @@ impl Lane {
         }
     }
 
-    /// Somebody may not have told of a job: reads on, and looks through what was read already, by and by (`catalog::search_lane`).
-    pub fn search(&mut self) {
+    /// Somebody may not have told of a job: reads on, and looks through what was read already, piece by piece (`rescan_on`). False: that
+    /// is under way.
+    pub fn rescan(&mut self) -> bool {
         self.reread();
         self.more = true;
-        self.search.ask(self.position);
+        self.rescan.ask(self.position)
     }
 
-    pub fn is_searched(&self) -> bool {
-        self.search.left().is_some()
+    pub fn is_rescanned(&self) -> bool {
+        self.rescan.left().is_some()
     }
 
-    /// Looks through a piece of what was read already. `number` is that of the lane, `claimed` as for `fill`.
-    pub fn search_on(&mut self, number: i64, claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) {
-        let Some((after, last)) = self.search.left() else { return };
+    /// Looks through a piece of what was read already. `number` is that of the lane, `claimed` as for `fill`. False: that was the last one.
+    pub fn rescan_on(&mut self, number: i64, claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) -> bool {
+        let Some((after, last)) = self.rescan.left() else { return false };
         match catalog::search_lane(&self.key, number, (&after, &last), PIECE, claimed) {
-            Searched::UpTo(place) => return self.search.done_to(place),
+            Searched::UpTo(place) => {
+                self.rescan.done_to(place);
+                return true;
+            }
             // From there on everything is read anew.
             Searched::Missed(run_at) => self.note(run_at),
             Searched::End => {}
         }
-        self.search.done(self.position);
+        self.rescan.done(self.position);
+        false
     }
 
     /// Reads on if the window has run low. `claimed` tells jobs that are handed out already, which are passed by; `monotone_now` is a clock
@@ -170,7 +175,7 @@ impl Lane {
 
     /// Nothing waits here, as far as is known.
     pub fn is_empty(&self) -> bool {
-        self.ready.is_empty() && !self.more && self.next_due.is_none() && !self.is_searched()
+        self.ready.is_empty() && !self.more && self.next_due.is_none() && !self.is_rescanned()
     }
 
     pub fn is_blocked(&self) -> bool {

@@ -51,10 +51,8 @@ impl Dispatcher {
     /// Is there a lane to be read on, or one where something has become due?
     fn lanes_want_a_look(&self) -> bool {
         let now = shmem::monotone_now();
-        let search = Instant::now() >= self.next_search;
-        self.lanes.values().any(|lane| {
-            lane.is_low() || search && lane.is_searched() || lane.due_in(now).is_some_and(|wait| wait.is_zero())
-        })
+        self.rescan_due_in().is_some_and(|wait| wait.is_zero())
+            || self.lanes.values().any(|lane| lane.is_low() || lane.due_in(now).is_some_and(|wait| wait.is_zero()))
     }
 
     pub fn news(&mut self) -> News {
@@ -119,7 +117,7 @@ impl Dispatcher {
         }
         let notes = news.notes;
         if poll || notes.is_none() {
-            self.lanes.values_mut().for_each(Lane::search);
+            self.rescan(|_| true);
             self.discover(None);
         } else if !new.is_empty() {
             self.discover(Some(&new));
@@ -130,9 +128,12 @@ impl Dispatcher {
         for note in notes.unwrap_or_default() {
             self.note(note.lane(), note.run_at);
         }
+        // Tables that nobody has registered a handler for, or that are gone.
+        let mut others = Vec::new();
         if news.withdrawn || poll {
             let known = self.tables.keys().copied().filter(|table| relation::owner(Oid::from(*table)).is_some());
-            if catalog::purge_dropped_tables(known) > 0 {
+            others = catalog::tables_but(known);
+            if catalog::purge_dropped_tables(&others) > 0 {
                 self.lanes.retain(|key, _| relation::owner(Oid::from(key.table)).is_some());
             }
             self.verify_claims();
@@ -141,7 +142,7 @@ impl Dispatcher {
         if poll {
             let soon = Duration::from_millis(if self.undecided { 100 } else { u64::MAX });
             self.next_poll = Instant::now() + gucs::poll_interval().min(soon);
-            self.complain_about_unhandled();
+            self.complain_about_unhandled(&others);
         }
         if Instant::now() >= self.next_housekeeping {
             self.next_housekeeping = Instant::now() + HOUSEKEEPING;

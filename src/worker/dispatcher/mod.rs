@@ -3,13 +3,13 @@
 //! and interrupts, times out and rescues what they run (`supervise`, `debts`). It touches the extension's own tables only, never
 //! a user's, and runs no user code.
 
-mod again;
 mod assign;
 mod complain;
 mod debts;
 mod lane;
 mod look;
 mod pace;
+mod rescan;
 mod roster;
 mod search;
 mod supervise;
@@ -29,7 +29,7 @@ use lane::Lane;
 use pgrx::pg_sys::Oid;
 use roster::Roster;
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -81,7 +81,9 @@ pub struct Dispatcher {
     next_poll: Instant,
     last_poll: Instant,
     next_housekeeping: Instant,
-    next_search: Instant,
+    /// Lanes in which what was read already is looked through once more, in their turn.
+    to_rescan: VecDeque<LaneKey>,
+    next_rescan: Instant,
     /// Names that arrived and that no handler is registered for.
     unhandled: Vec<(u32, Rc<str>)>,
     /// The table and the lane up to which the queue was looked through for such names.
@@ -160,7 +162,8 @@ impl Dispatcher {
             next_poll: now,
             last_poll: now,
             next_housekeeping: now,
-            next_search: now,
+            to_rescan: VecDeque::new(),
+            next_rescan: now,
             unhandled: Vec::new(),
             unhandled_from: (0, i64::MIN),
             interrupts: Interrupts::default(),

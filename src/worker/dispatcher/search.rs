@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// How long what was read already is looked through at a time; then that waits for three times as long as it took.
-const SEARCH: Duration = Duration::from_millis(1);
+const RESCAN: Duration = Duration::from_millis(1);
 
 impl Dispatcher {
     /// Fills the lanes' windows, and looks on through what was read already where that is to be done.
@@ -33,18 +33,42 @@ impl Dispatcher {
             reading != Reading::Keep || uncharged.contains(job) || debts.hold(job)
         };
         let begun = Instant::now();
-        if begun >= self.next_search {
-            for lane in self.lanes.values_mut().filter(|lane| lane.is_searched()) {
-                let Some(handler) = self.handlers.get(&(lane.key.table, lane.key.handler.clone())) else { continue };
-                while lane.is_searched() && begun.elapsed() < SEARCH {
-                    lane.search_on(handler.lane(&lane.key), &mut claimed);
+        if begun >= self.next_rescan {
+            // A lane leaves the front when it is done, and not before: a statement that fails must not lose it.
+            while begun.elapsed() < RESCAN
+                && let Some(key) = self.to_rescan.front()
+            {
+                let handler = self.handlers.get(&(key.table, key.handler.clone()));
+                let mut lane = self.lanes.get_mut(key).zip(handler);
+                if let Some((lane, handler)) = &mut lane
+                    && lane.rescan_on(handler.lane(key), &mut claimed)
+                {
+                    continue;
+                }
+                let once_more = lane.is_some_and(|(lane, _)| lane.is_rescanned());
+                if let Some(key) = self.to_rescan.pop_front().filter(|_| once_more) {
+                    self.to_rescan.push_back(key);
                 }
             }
-            self.next_search = Instant::now() + 3 * begun.elapsed();
+            self.next_rescan = Instant::now() + 3 * begun.elapsed();
         }
         for lane in self.lanes.values_mut() {
             lane.fill(monotone_now, &mut claimed);
         }
+    }
+
+    /// Has these lanes looked through once more, besides what comes next in them.
+    pub fn rescan(&mut self, concerned: impl Fn(&LaneKey) -> bool) {
+        for lane in self.lanes.values_mut().filter(|lane| concerned(&lane.key)) {
+            if lane.rescan() {
+                self.to_rescan.push_back(lane.key.clone());
+            }
+        }
+    }
+
+    /// How long until the next piece of that.
+    pub fn rescan_due_in(&self) -> Option<Duration> {
+        (!self.to_rescan.is_empty()).then(|| self.next_rescan.saturating_duration_since(Instant::now()))
     }
 
     /// Looks for lanes of all handlers, or of these.

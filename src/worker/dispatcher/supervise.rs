@@ -63,9 +63,7 @@ impl Dispatcher {
         let Some(claimed) = self.forget(assignment, executor) else { return };
         if assignment.action == Action::Restart {
             // Its lane may have passed by the job meanwhile.
-            let of_handler =
-                |lane: &&mut Lane| (lane.key.table, &lane.key.handler) == (claimed.lane.table, &claimed.lane.handler);
-            self.lanes.values_mut().filter(of_handler).for_each(Lane::search);
+            self.rescan(|key| (key.table, &key.handler) == (claimed.lane.table, &claimed.lane.handler));
         }
         if run_us != REFUSED {
             if assignment.action == Action::Run {
@@ -229,9 +227,7 @@ impl Dispatcher {
         let mut sleep = self.next_poll.saturating_duration_since(Instant::now());
         let mut soon = |wait: Duration| sleep = sleep.min(wait.max(Duration::from_millis(1)));
         self.lanes.values().filter_map(|lane| lane.due_in(monotone_now)).for_each(&mut soon);
-        if self.lanes.values().any(Lane::is_searched) {
-            soon(self.next_search.saturating_duration_since(Instant::now()));
-        }
+        self.rescan_due_in().into_iter().for_each(&mut soon);
         self.roster.next_attempt().into_iter().for_each(&mut soon);
         self.poll_due_in().into_iter().for_each(&mut soon);
         self.debts.due_in().into_iter().for_each(&mut soon);
