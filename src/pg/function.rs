@@ -84,10 +84,7 @@ pub fn exact(schema: &str, name: &str, arguments: &[pg_sys::Oid]) -> Option<Exac
             oid: form.oid,
             owner: form.proowner,
             returns: single.then_some(form.prorettype),
-            version: (
-                pg_sys::HeapTupleHeaderGetRawXmin((*tuple).t_data),
-                pgrx::itemptr::item_pointer_to_u64((*tuple).t_self),
-            ),
+            version: ((*(*tuple).t_data).t_choice.t_heap.t_xmin, pgrx::itemptr::item_pointer_to_u64((*tuple).t_self)),
         };
         pg_sys::ReleaseSysCache(tuple);
         Some(found)
