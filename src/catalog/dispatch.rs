@@ -2,9 +2,6 @@
 
 use super::*;
 
-/// A place in a lane: when a job is due there, and when it arrived.
-pub type Position = (Timestamp, Timestamp);
-
 pub const NO_LIMIT: usize = i64::MAX as usize;
 
 /// Something that was found in a gap.
@@ -83,93 +80,6 @@ pub fn tables_but(known: impl Iterator<Item = u32>) -> Vec<u32> {
     )
     .execute(&[oids(gaps.iter().map(|gap| oid(gap.start()))), oids(gaps.iter().map(|gap| oid(gap.end())))], 0);
     (0..rows.processed).filter_map(|row| rows.get::<Oid>(row, 1)).map(Oid::to_u32).collect()
-}
-
-/// What came of a look at some entries of a lane.
-pub enum Searched {
-    /// A job, which is due then.
-    Missed(Timestamp),
-    /// None up to there; it goes on.
-    UpTo(Position),
-    /// None.
-    End,
-}
-
-/// Looks through what a lane has behind `after`, up to `last`, for a job that `is_known` does not know; at no more than `limit` entries of
-/// the index, dead ones included. `number` is that of the lane.
-pub fn search_lane(
-    lane: &LaneKey,
-    number: i64,
-    (after, last): (&Position, &Position),
-    limit: usize,
-    mut is_known: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool,
-) -> Searched {
-    let Some(queue) = heap::Table::open(c"queued_job") else { return Searched::End };
-    let (table, number) = (Key::Oid(1, Datum::from(Oid::from(lane.table))), Key::Int8(2, Datum::from(number)));
-    let due_then = [table, number, Key::At(3, after.0), Key::After(4, after.1)];
-    let due_later = [table, number, Key::After(3, after.0), Key::UpTo(3, last.0)];
-    for keys in [due_then, due_later] {
-        let mut missed = None;
-        let walked = queue.walk(c"queued_job_order", &keys, limit, |row| {
-            let job = JobRef { table: lane.table, id: row.uuid(column::JOB_ID).unwrap_or_default() };
-            let waiting = Waiting {
-                id: job.id,
-                run_at: row.timestamp(column::RUN_AT).unwrap_or_default(),
-                enqueued_at: row.timestamp(column::ENQUEUED_AT).unwrap_or_default(),
-                attempts: 0,
-                max_attempts: None,
-                tid: 0,
-                row_tid: 0,
-            };
-            let is_meant = (waiting.run_at, waiting.enqueued_at) <= *last
-                && row.text(column::HANDLER).as_deref() == Some(&*lane.handler);
-            if is_meant && !is_known(lane, &job, &waiting) {
-                missed = Some(waiting.run_at);
-            }
-            missed.is_none()
-        });
-        if let Some(run_at) = missed {
-            return Searched::Missed(run_at);
-        }
-        if let Some([.., run_at, enqueued_at]) = walked {
-            return Searched::UpTo((run_at.value() as Timestamp, enqueued_at.value() as Timestamp));
-        }
-    }
-    Searched::End
-}
-
-/// The next jobs of a lane behind `after`, in order.
-pub fn next_in_lane(lane: &LaneKey, after: &Position, limit: usize) -> Vec<Waiting> {
-    let rows = statement!(
-        "SELECT job_id, run_at, enqueued_at, attempts, max_attempts, ctid, row_tid FROM background_jobs.queued_job
-          WHERE job_table = $1 AND lane = background_jobs.lane_of($2, $3, $4) AND handler = $2
-            AND (run_at, enqueued_at) > ($5, $6)
-          ORDER BY run_at, enqueued_at LIMIT $7",
-        [OID, TEXT, INT2, INT2, TIME, TIME, INT8]
-    )
-    .read(
-        &[
-            table(lane.table),
-            text(&lane.handler),
-            int2(lane.priority),
-            int2(lane.timing as i16),
-            timestamp(after.0),
-            timestamp(after.1),
-            Some(Datum::from(limit as i64)),
-        ],
-        0,
-    );
-    (0..rows.processed)
-        .map(|row| Waiting {
-            id: rows.uuid(row, 1).unwrap_or_default(),
-            run_at: rows.timestamp(row, 2).unwrap_or_default(),
-            enqueued_at: rows.timestamp(row, 3).unwrap_or_default(),
-            attempts: rows.get(row, 4).unwrap_or_default(),
-            max_attempts: rows.get(row, 5),
-            tid: rows.tid(row, 6),
-            row_tid: rows.tid(row, 7),
-        })
-        .collect()
 }
 
 /// No job of the lane waits for longer than until `latest`, but for those that somebody has locked.

@@ -7,11 +7,13 @@
 mod attempts;
 mod dispatch;
 mod handlers;
+mod lanes;
 mod queue;
 
 pub use attempts::*;
 pub use dispatch::*;
 pub use handlers::*;
+pub use lanes::*;
 pub use queue::*;
 
 use crate::gaps::{self, Gap, Step};
@@ -48,7 +50,9 @@ mod column {
     pub const RUN_AT: i32 = 5;
     pub const ENQUEUED_AT: i32 = 6;
     pub const ATTEMPTS: i32 = 8;
+    pub const ROW_TID: i32 = 10;
     pub const HANDLER: i32 = 11;
+    pub const MAX_ATTEMPTS: i32 = 12;
 }
 
 /// The statement, prepared once per process.

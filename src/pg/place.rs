@@ -6,7 +6,7 @@ use crate::pg::encoding::from_text;
 use crate::pg::index::{self, Duplicate, Entry};
 use crate::pg::relation::attribute;
 use crate::pg::spi::{item_pointer, uuid_bytes};
-use pgrx::itemptr::item_pointer_get_both;
+use pgrx::itemptr::{item_pointer_get_both, item_pointer_to_u64};
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
 
@@ -145,6 +145,23 @@ impl Row {
     /// Of a column of type timestamptz.
     pub fn timestamp(&self, column: i32) -> Option<Timestamp> {
         self.get(column).map(|datum| datum.value() as Timestamp)
+    }
+
+    /// Of a column of type integer.
+    pub fn int4(&self, column: i32) -> Option<i32> {
+        self.get(column).map(|datum| datum.value() as i32)
+    }
+
+    /// Of a column of type tid; 0 for NULL, which is nobody's.
+    pub fn tid(&self, column: i32) -> u64 {
+        // SAFETY: a tid datum points at an item pointer.
+        self.get(column).map_or(0, |datum| unsafe { item_pointer_to_u64(*datum.cast_mut_ptr()) })
+    }
+
+    /// Its own tid.
+    pub fn place(&self) -> u64 {
+        // SAFETY: the tuple is alive.
+        item_pointer_to_u64(unsafe { (*self.tuple).t_self })
     }
 
     /// Of a column of type text.

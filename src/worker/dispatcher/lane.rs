@@ -5,7 +5,7 @@
 //! what lies behind is looked through at every poll, in pieces.
 
 use super::rescan::Rescan;
-use crate::catalog::{self, Position, Searched};
+use crate::catalog::{self, Position, Walked};
 use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::pg::clock::{self, BEGINNING, Timestamp};
 use std::collections::VecDeque;
@@ -17,8 +17,12 @@ const WINDOW: usize = 256;
 /// Entries of the index that are looked at in one go: a part of a millisecond.
 const PIECE: usize = 2000;
 
+/// Behind all jobs.
+const END: Position = (Timestamp::MAX, Timestamp::MAX);
+
 pub struct Lane {
     pub key: LaneKey,
+    pub number: i64,
     ready: VecDeque<Waiting>,
     /// Everything up to here was read.
     position: Position,
@@ -38,9 +42,10 @@ fn just_before(run_at: Timestamp) -> Position {
 }
 
 impl Lane {
-    pub fn new(key: LaneKey) -> Self {
+    pub fn new(key: LaneKey, number: i64) -> Self {
         Self {
             key,
+            number,
             ready: VecDeque::new(),
             position: (BEGINNING, BEGINNING),
             more: true,
@@ -52,13 +57,13 @@ impl Lane {
     }
 
     /// A lane that was empty until something came that is due at `run_at`.
-    pub fn starting_at(key: LaneKey, run_at: Timestamp) -> Self {
-        Self { position: just_before(run_at), ..Self::new(key) }
+    pub fn starting_at(key: LaneKey, number: i64, run_at: Timestamp) -> Self {
+        Self { position: just_before(run_at), ..Self::new(key, number) }
     }
 
     /// A lane that was empty until this job came.
-    pub fn of(key: LaneKey, job: Waiting) -> Self {
-        let mut lane = Self { more: false, ..Self::starting_at(key, job.run_at) };
+    pub fn of(key: LaneKey, number: i64, job: Waiting) -> Self {
+        let mut lane = Self { more: false, ..Self::starting_at(key, number, job.run_at) };
         lane.more = !lane.accept(job);
         lane
     }
@@ -105,46 +110,58 @@ impl Lane {
         self.rescan.left().is_some()
     }
 
-    /// Looks through a piece of what was read already. `number` is that of the lane, `claimed` as for `fill`. False: that was the last one.
-    pub fn rescan_on(&mut self, number: i64, claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) -> bool {
-        let Some((after, last)) = self.rescan.left() else { return false };
-        match catalog::search_lane(&self.key, number, (&after, &last), PIECE, claimed) {
-            Searched::UpTo(place) => {
-                self.rescan.done_to(place);
-                return true;
+    /// Looks through a piece of what was read already; `claimed` as for `fill`. False: that was the last one.
+    pub fn rescan_on(&mut self, mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) -> bool {
+        let Some(left) = self.rescan.left() else { return false };
+        let mut missed = None;
+        let walked = catalog::walk_lane(&self.key, self.number, left, PIECE, |job| {
+            if !claimed(&self.key, &JobRef { table: self.key.table, id: job.id }, &job) {
+                missed = Some(job.run_at);
             }
+            missed.is_none()
+        });
+        if let Walked::To(place) = walked {
+            self.rescan.done_to(place);
+            return true;
+        }
+        if let Some(run_at) = missed {
             // From there on everything is read anew.
-            Searched::Missed(run_at) => self.note(run_at),
-            Searched::End => {}
+            self.note(run_at);
         }
         self.rescan.done(self.position);
         false
     }
 
-    /// Reads on if the window has run low. `claimed` tells jobs that are handed out already, which are passed by; `monotone_now` is a clock
-    /// that was never set back.
+    /// Reads on if the window has run low, a piece at a time: others wait for their turn. `claimed` tells jobs that are handed out already,
+    /// which are passed by; `monotone_now` is a clock that was never set back.
     pub fn fill(&mut self, monotone_now: Timestamp, mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) {
         let now = self.now(monotone_now);
         if self.next_due.is_some_and(|due| due <= now) {
             self.next_due = None;
             self.more = true;
         }
-        while self.is_low() {
-            self.next_due = None;
-            let read = catalog::next_in_lane(&self.key, &self.position, WINDOW);
-            self.more = read.len() == WINDOW;
-            for job in read {
-                if self.key.timing != Timing::Immediate && job.run_at > now {
-                    self.next_due = Some(job.run_at);
-                    self.more = false;
-                    break;
-                }
-                self.position = (job.run_at, job.enqueued_at);
-                if !claimed(&self.key, &JobRef { table: self.key.table, id: job.id }, &job) {
-                    self.ready.push_back(job);
-                }
-            }
+        if !self.is_low() {
+            return;
         }
+        let Self { key, ready, position, next_due, .. } = self;
+        *next_due = None;
+        let mut read = 0;
+        let walked = catalog::walk_lane(key, self.number, (*position, END), PIECE, |job| {
+            if key.timing != Timing::Immediate && job.run_at > now {
+                *next_due = Some(job.run_at);
+                return false;
+            }
+            *position = (job.run_at, job.enqueued_at);
+            if !claimed(key, &JobRef { table: key.table, id: job.id }, &job) {
+                ready.push_back(job);
+            }
+            read += 1;
+            read < WINDOW
+        });
+        if let Walked::To(place) = walked {
+            *position = place;
+        }
+        self.more = !matches!(walked, Walked::End) && next_due.is_none();
     }
 
     /// Schedules follow the wall clock. A backoff is a length of time, which a clock that is set back must not stretch.

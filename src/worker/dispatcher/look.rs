@@ -83,15 +83,16 @@ impl Dispatcher {
     fn accept(&mut self, note: &Note) -> bool {
         let Some(job) = note.only() else { return false };
         let key = note.lane();
-        let known = self.handlers.contains_key(&(key.table, key.handler.clone()));
+        let Some(handler) = self.handlers.get(&(key.table, key.handler.clone())) else { return false };
         let other = JobRef { table: key.table, id: job.id };
-        if !known || self.claims.contains_key(&other) || self.uncharged.contains(&other) || self.debts.hold(&other) {
+        if self.claims.contains_key(&other) || self.uncharged.contains(&other) || self.debts.hold(&other) {
             return false;
         }
         match self.lanes.get_mut(&key) {
             Some(lane) => lane.accept(job),
             None => {
-                self.lanes.insert(key.clone(), Lane::of(key, job));
+                let number = handler.lane(&key);
+                self.lanes.insert(key.clone(), Lane::of(key, number, job));
                 true
             }
         }
@@ -177,13 +178,17 @@ impl Dispatcher {
     pub fn note(&mut self, key: LaneKey, run_at: clock::Timestamp) {
         if self.handlers_version.is_none() {
             // Nothing was read yet; the first look is at everything.
-        } else if !self.handlers.contains_key(&(key.table, key.handler.clone())) {
+            return;
+        }
+        let Some(handler) = self.handlers.get(&(key.table, key.handler.clone())) else {
             // Whoever is not registered yet: the registration has the whole queue looked through.
-            self.unhandled.push((key.table, key.handler));
-        } else if let Some(lane) = self.lanes.get_mut(&key) {
+            return self.unhandled.push((key.table, key.handler));
+        };
+        if let Some(lane) = self.lanes.get_mut(&key) {
             lane.note(run_at);
         } else {
-            self.lanes.insert(key.clone(), Lane::starting_at(key, run_at));
+            let number = handler.lane(&key);
+            self.lanes.insert(key.clone(), Lane::starting_at(key, number, run_at));
         }
     }
 

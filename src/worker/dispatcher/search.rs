@@ -38,14 +38,13 @@ impl Dispatcher {
             while begun.elapsed() < RESCAN
                 && let Some(key) = self.to_rescan.front()
             {
-                let handler = self.handlers.get(&(key.table, key.handler.clone()));
-                let mut lane = self.lanes.get_mut(key).zip(handler);
-                if let Some((lane, handler)) = &mut lane
-                    && lane.rescan_on(handler.lane(key), &mut claimed)
+                let mut lane = self.lanes.get_mut(key);
+                if let Some(lane) = &mut lane
+                    && lane.rescan_on(&mut claimed)
                 {
                     continue;
                 }
-                let once_more = lane.is_some_and(|(lane, _)| lane.is_rescanned());
+                let once_more = lane.is_some_and(|lane| lane.is_rescanned());
                 if let Some(key) = self.to_rescan.pop_front().filter(|_| once_more) {
                     self.to_rescan.push_back(key);
                 }
@@ -74,12 +73,9 @@ impl Dispatcher {
     /// Looks for lanes of all handlers, or of these.
     pub fn discover(&mut self, only: Option<&[(u32, Rc<str>)]>) {
         let mut known: HashMap<_, Vec<_>> = HashMap::new();
-        for lane in self.lanes.keys() {
-            let of_handler = (lane.table, lane.handler.clone());
-            if let Some(handler) = self.handlers.get(&of_handler) {
-                let lane = handler.lane(lane);
-                known.entry(of_handler).or_default().push(lane..=lane);
-            }
+        for lane in self.lanes.values() {
+            let of_handler = (lane.key.table, lane.key.handler.clone());
+            known.entry(of_handler).or_default().push(lane.number..=lane.number);
         }
         let (mut gaps, mut owners) = (Vec::new(), Vec::new());
         let names: Vec<_> = only.map_or_else(|| self.handlers.keys().cloned().collect(), <[_]>::to_vec);
@@ -94,7 +90,7 @@ impl Dispatcher {
             let Some((table, handler)) = owners.get(found.gap).cloned() else { continue };
             let (priority, timing) = of_lane_number(found.lane);
             let key = LaneKey { table, handler, priority, timing };
-            self.lanes.entry(key).or_insert_with_key(|key| Lane::new(key.clone()));
+            self.lanes.entry(key).or_insert_with_key(|key| Lane::new(key.clone(), found.lane));
         }
     }
 }
