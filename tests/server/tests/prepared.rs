@@ -76,41 +76,6 @@ fn a_job_that_was_prepared_starts_when_it_is_committed_without_a_poll() {
     }
 }
 
-/// Entries of the queue's index that one look goes over at most; the job lies behind more of them, and more lie behind it.
-const ENTRIES: i64 = 2000;
-
-#[test]
-fn jobs_that_nobody_tells_of_are_found_among_thousands_of_dead_entries() {
-    let mut app = TOLD.app("among");
-    app.handler("noted", "PERFORM note(); RETURN NULL;");
-    app.handler("quick", "RETURN NULL;");
-    let mut elsewhere = app.session();
-    elsewhere.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM background_jobs").unwrap();
-    // All due at the same moment, as those of a statement can be.
-    let quick = "background_jobs.enqueue('quick', run_at => '2020-01-01')";
-    let pass = |app: &mut App| {
-        app.sql(&format!("SELECT {quick} FROM generate_series(0, {ENTRIES})"));
-        app.wait_drained(Duration::from_secs(60));
-    };
-    pass(&mut app);
-    let name = format!("'{}'", app.database);
-    app.sql(&format!(
-        "BEGIN; SELECT {quick}, background_jobs.enqueue('quick', priority => 5::smallint), background_jobs.enqueue('noted');
-         PREPARE TRANSACTION {name}"
-    ));
-    // Another dispatcher has not been told which lanes there will be.
-    let dispatcher =
-        "SELECT pid FROM background_jobs.workers WHERE role = 'dispatcher' AND database = current_database()";
-    app.admin().batch_execute(&format!("SELECT pg_terminate_backend(pid, 10000) FROM ({dispatcher}) d")).unwrap();
-    pass(&mut app);
-    let count = |app: &mut App| app.one::<i64>("SELECT count(*) FROM background_jobs WHERE completed", &[]);
-    assert_eq!(count(&mut app), 2 * (ENTRIES + 1));
-    app.sql(&format!("COMMIT PREPARED {name}"));
-    app.wait_drained(Duration::from_secs(60));
-    assert_eq!(count(&mut app), 2 * (ENTRIES + 1) + 3);
-    elsewhere.batch_execute("COMMIT").unwrap();
-}
-
 #[test]
 fn a_cancel_that_was_prepared_interrupts_when_it_is_committed_without_a_poll() {
     let mut app = TOLD.app("cancelled");
