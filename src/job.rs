@@ -42,6 +42,13 @@ pub struct Waiting {
     pub row_tid: Tid,
 }
 
+impl Waiting {
+    /// Where it is in the order of its lane.
+    pub fn place(&self) -> (i64, i64) {
+        (self.run_at, self.enqueued_at)
+    }
+}
+
 /// Why a queued job waits, which is also what its `run_at` means. Stored in `queued_job.timing`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Timing {

@@ -33,7 +33,7 @@ pub fn walk_lane(
         let mut told = false;
         let walked = queue.walk(c"queued_job_order", &keys, entries, |row| {
             let job = waiting(row);
-            let is_meant = (job.run_at, job.enqueued_at) <= last && is_handler(row, &lane.handler);
+            let is_meant = job.place() <= last && is_handler(row, &lane.handler);
             told = is_meant && !f(job);
             !told
         });

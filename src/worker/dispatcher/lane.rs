@@ -1,43 +1,39 @@
 //! A lane as the dispatcher sees it: a window of waiting jobs, and the place in the queue up to which it was read.
 //!
 //! The place is remembered so that the dead index entries of finished jobs are not walked again and again. What
-//! arrives behind it (a transaction that took long to commit, a retry) comes with a note, which moves the place back; for what does not,
-//! what lies behind is looked through at every poll, in pieces.
+//! arrives behind it (a transaction that took long to commit, a retry) comes with a note; for what does not, what lies behind is looked
+//! through at every poll. Either is done in pieces, between which the lane goes on.
 
 use super::rescan::Rescan;
-use crate::catalog::{self, Position, Walked};
-use crate::job::{JobRef, LaneKey, Timing, Waiting};
+use crate::catalog::Position;
+use crate::job::{LaneKey, Timing, Waiting};
 use crate::pg::clock::{self, BEGINNING, Timestamp};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Jobs read ahead per lane.
-const WINDOW: usize = 256;
-
-/// Entries of the index that are looked at in one go: a part of a millisecond.
-const PIECE: usize = 2000;
-
-/// Behind all jobs.
-const END: Position = (Timestamp::MAX, Timestamp::MAX);
+pub(super) const WINDOW: usize = 256;
 
 pub struct Lane {
     pub key: LaneKey,
     pub number: i64,
-    ready: VecDeque<Waiting>,
+    pub(super) ready: VecDeque<Waiting>,
     /// Everything up to here was read.
-    position: Position,
+    pub(super) position: Position,
+    /// From there to `position` there may be something that was not.
+    pub(super) behind: Option<Position>,
     /// There may be jobs behind `position` that are due.
-    more: bool,
+    pub(super) more: bool,
     /// When the first job that is not due yet will be.
-    next_due: Option<Timestamp>,
+    pub(super) next_due: Option<Timestamp>,
     /// Nothing is taken from the lane before that.
     pub blocked_until: Option<Instant>,
     /// Rises with every job taken, so that lanes can take turns.
     pub turn: u64,
-    rescan: Rescan,
+    pub(super) rescan: Rescan,
 }
 
-fn just_before(run_at: Timestamp) -> Position {
+pub(super) fn just_before(run_at: Timestamp) -> Position {
     (run_at.saturating_sub(1), Timestamp::MAX)
 }
 
@@ -48,6 +44,7 @@ impl Lane {
             number,
             ready: VecDeque::new(),
             position: (BEGINNING, BEGINNING),
+            behind: None,
             more: true,
             next_due: None,
             blocked_until: None,
@@ -70,20 +67,23 @@ impl Lane {
 
     /// Something is there at `run_at` that was not before.
     pub fn note(&mut self, run_at: Timestamp) {
-        if run_at <= self.position.0 {
-            self.ready.retain(|job| job.run_at < run_at);
-            self.position = just_before(run_at);
-        }
+        self.look_behind(just_before(run_at));
         self.more = true;
+    }
+
+    /// Something is there behind that place, which is not necessarily behind `position`.
+    pub(super) fn look_behind(&mut self, from: Position) {
+        if from < self.position {
+            self.behind = Some(self.behind.map_or(from, |behind| behind.min(from)));
+        }
     }
 
     /// Takes a job that nobody has to look for. False: it is not the next one behind all that were read, or there are too many.
     pub fn accept(&mut self, job: Waiting) -> bool {
-        let place = (job.run_at, job.enqueued_at);
         let reads_ahead = self.more || self.ready.len() >= WINDOW;
-        let next = self.key.timing == Timing::Immediate && !reads_ahead && place > self.position;
+        let next = self.key.timing == Timing::Immediate && !reads_ahead && job.place() > self.position;
         if next {
-            self.position = place;
+            self.position = job.place();
             self.ready.push_back(job);
         }
         next
@@ -110,62 +110,8 @@ impl Lane {
         self.rescan.left().is_some()
     }
 
-    /// Looks through a piece of what was read already; `claimed` as for `fill`. False: that was the last one.
-    pub fn rescan_on(&mut self, mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) -> bool {
-        let Some(left) = self.rescan.left() else { return false };
-        let mut missed = None;
-        let walked = catalog::walk_lane(&self.key, self.number, left, PIECE, |job| {
-            if !claimed(&self.key, &JobRef { table: self.key.table, id: job.id }, &job) {
-                missed = Some(job.run_at);
-            }
-            missed.is_none()
-        });
-        if let Walked::To(place) = walked {
-            self.rescan.done_to(place);
-            return true;
-        }
-        if let Some(run_at) = missed {
-            // From there on everything is read anew.
-            self.note(run_at);
-        }
-        self.rescan.done(self.position);
-        false
-    }
-
-    /// Reads on if the window has run low, a piece at a time: others wait for their turn. `claimed` tells jobs that are handed out already,
-    /// which are passed by; `monotone_now` is a clock that was never set back.
-    pub fn fill(&mut self, monotone_now: Timestamp, mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) {
-        let now = self.now(monotone_now);
-        if self.next_due.is_some_and(|due| due <= now) {
-            self.next_due = None;
-            self.more = true;
-        }
-        if !self.is_low() {
-            return;
-        }
-        let Self { key, ready, position, next_due, .. } = self;
-        *next_due = None;
-        let mut read = 0;
-        let walked = catalog::walk_lane(key, self.number, (*position, END), PIECE, |job| {
-            if key.timing != Timing::Immediate && job.run_at > now {
-                *next_due = Some(job.run_at);
-                return false;
-            }
-            *position = (job.run_at, job.enqueued_at);
-            if !claimed(key, &JobRef { table: key.table, id: job.id }, &job) {
-                ready.push_back(job);
-            }
-            read += 1;
-            read < WINDOW
-        });
-        if let Walked::To(place) = walked {
-            *position = place;
-        }
-        self.more = !matches!(walked, Walked::End) && next_due.is_none();
-    }
-
     /// Schedules follow the wall clock. A backoff is a length of time, which a clock that is set back must not stretch.
-    fn now(&self, monotone_now: Timestamp) -> Timestamp {
+    pub(super) fn now(&self, monotone_now: Timestamp) -> Timestamp {
         match self.key.timing {
             Timing::Retry | Timing::Quarantine => monotone_now,
             _ => clock::now(),
@@ -187,12 +133,12 @@ impl Lane {
 
     /// Should `fill` be called now?
     pub fn is_low(&self) -> bool {
-        self.more && self.ready.len() < WINDOW / 2
+        self.behind.is_some() || self.more && self.ready.len() < WINDOW / 2
     }
 
     /// Nothing waits here, as far as is known.
     pub fn is_empty(&self) -> bool {
-        self.ready.is_empty() && !self.more && self.next_due.is_none() && !self.is_rescanned()
+        self.ready.is_empty() && !self.is_low() && self.next_due.is_none() && !self.is_rescanned()
     }
 
     pub fn is_blocked(&self) -> bool {

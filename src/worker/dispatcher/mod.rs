@@ -9,6 +9,7 @@ mod debts;
 mod lane;
 mod look;
 mod pace;
+mod reading;
 mod rescan;
 mod roster;
 mod search;

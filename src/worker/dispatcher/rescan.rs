@@ -1,27 +1,38 @@
-//! How far what was read of a lane already has been looked through rescan.
+//! How far what was read of a lane already has been looked through once more.
 
 /// See `catalog::Position`.
 type Position = (i64, i64);
+
+/// Behind the first place, up to the second one.
+type Stretch = (Position, Position);
 
 const START: Position = (i64::MIN, i64::MIN);
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Rescan {
-    /// What is left of it: behind the first place, up to the second one.
-    left: Option<(Position, Position)>,
-    /// Once more when that is done: somebody has asked meanwhile, and what he means may lie in the part that is done.
-    once_more: bool,
+    /// What is left of it.
+    left: Option<Stretch>,
+    /// What comes after it: somebody has asked meanwhile, and what he means may lie in the part that is done.
+    then: Option<Stretch>,
 }
 
 impl Rescan {
-    /// All up to there is to be looked through. False: one is under way already, which is followed by another.
+    /// All up to there is to be looked through. False: something is under way already, and that follows.
     pub fn ask(&mut self, last: Position) -> bool {
-        self.once_more = self.left.is_some();
-        self.left.get_or_insert((START, last));
-        !self.once_more
+        self.ask_for((START, last))
     }
 
-    pub fn left(&self) -> Option<(Position, Position)> {
+    /// The same of a stretch.
+    pub fn ask_for(&mut self, (after, last): Stretch) -> bool {
+        let begins = self.left.is_none();
+        // What is under way is not thrown back, or it might never come to its end.
+        let when = if begins { &mut self.left } else { &mut self.then };
+        let (asked_after, asked_last) = when.unwrap_or((after, last));
+        *when = Some((after.min(asked_after), last.max(asked_last)));
+        begins
+    }
+
+    pub fn left(&self) -> Option<Stretch> {
         self.left
     }
 
@@ -32,9 +43,9 @@ impl Rescan {
         }
     }
 
-    /// All of it was. `last` is where one more ends.
-    pub fn done(&mut self, last: Position) {
-        self.left = std::mem::take(&mut self.once_more).then_some((START, last));
+    /// All of it was.
+    pub fn done(&mut self) {
+        self.left = self.then.take();
     }
 }
 
@@ -50,21 +61,21 @@ mod tests {
         assert_eq!(rescan.left(), Some((START, (9, 9))));
         rescan.done_to((5, 1));
         assert_eq!(rescan.left(), Some(((5, 1), (9, 9))));
-        rescan.done((9, 9));
+        rescan.done();
         assert_eq!(rescan, Rescan::default());
     }
 
     #[test]
     fn who_asks_while_it_is_under_way_is_heard_when_it_is_done_and_does_not_throw_it_back() {
         let mut rescan = Rescan::default();
-        assert!(rescan.ask((9, 9)));
+        assert!(rescan.ask_for(((2, 0), (9, 9))));
         rescan.done_to((5, 1));
-        assert!(!rescan.ask((12, 0)));
-        assert!(!rescan.ask((13, 0)));
+        assert!(!rescan.ask_for(((4, 0), (12, 0))));
+        assert!(!rescan.ask_for(((3, 0), (11, 0))));
         assert_eq!(rescan.left(), Some(((5, 1), (9, 9))));
-        rescan.done((14, 0));
-        assert_eq!(rescan.left(), Some((START, (14, 0))));
-        rescan.done((15, 0));
+        rescan.done();
+        assert_eq!(rescan.left(), Some(((3, 0), (12, 0))));
+        rescan.done();
         assert_eq!(rescan, Rescan::default());
     }
 }

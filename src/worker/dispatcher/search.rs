@@ -52,7 +52,9 @@ impl Dispatcher {
             self.next_rescan = Instant::now() + 3 * begun.elapsed();
         }
         for lane in self.lanes.values_mut() {
-            lane.fill(monotone_now, &mut claimed);
+            if lane.fill(monotone_now, &mut claimed) {
+                self.to_rescan.push_back(lane.key.clone());
+            }
         }
     }
 
