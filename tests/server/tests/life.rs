@@ -289,8 +289,35 @@ fn jobs_of_one_run_at_run_in_the_order_of_their_arrival() {
     );
     app.open_gate("go");
     app.wait_drained(std::time::Duration::from_secs(60));
+    assert_eq!(numbers_in_the_order_they_ran(&mut app), (1..=600).collect::<Vec<_>>());
+}
+
+/// They have arrived before what the dispatcher knows of already, and are more than it reads at once.
+#[test]
+fn jobs_that_are_committed_late_run_in_the_order_of_their_arrival() {
+    let mut app = SHARED.app("committed_late");
+    hold_queue(&mut app);
+    let insert = |numbers: &str| {
+        format!(
+            "INSERT INTO background_jobs (payload)
+             SELECT jsonb_build_object('handler', 'serial', 'n', n) FROM generate_series({numbers}) n"
+        )
+    };
+    let mut late = app.session();
+    late.batch_execute(&format!("BEGIN; {}", insert("1, 600"))).unwrap();
+    app.sql(&insert("601, 1200"));
+    // The look that finds this one reads those as well.
+    app.handler("quick", "RETURN NULL;");
+    let quick = app.submit("quick", json!({}));
+    assert!(app.wait_final(quick).completed);
+    late.batch_execute("COMMIT").unwrap();
+    app.open_gate("go");
+    app.wait_drained(std::time::Duration::from_secs(60));
+    assert_eq!(numbers_in_the_order_they_ran(&mut app), (1..=1200).collect::<Vec<_>>());
+}
+
+fn numbers_in_the_order_they_ran(app: &mut App) -> Vec<i32> {
     let ran = "SELECT (j.payload ->> 'n')::int FROM ledger JOIN background_jobs j ON j.id = job
         WHERE j.payload ? 'n' ORDER BY entry";
-    let ran: Vec<i32> = app.rows(ran, &[]).iter().map(|row| row.get(0)).collect();
-    assert_eq!(ran, (1..=600).collect::<Vec<_>>());
+    app.rows(ran, &[]).iter().map(|row| row.get(0)).collect()
 }
