@@ -48,6 +48,10 @@ impl Lane {
         monotone_now: Timestamp,
         mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool,
     ) -> bool {
+        // Of many lanes there is nothing to be said; they need not look at the clock.
+        if self.next_due.is_none() && !self.is_low() {
+            return false;
+        }
         let now = self.now(monotone_now);
         if self.next_due.is_some_and(|due| due <= now) {
             self.next_due = None;
