@@ -2,7 +2,6 @@
 //! to know gets to know it. (`restart` has those that a crash comes between, `replication` those that arrive from a client.)
 
 use server_tests::{App, Builder, Cluster, Group, Uuid, json};
-use std::time::Duration;
 
 fn configuration() -> Builder {
     Cluster::builder().conf("max_prepared_transactions", "10")
