@@ -21,9 +21,8 @@ impl Queue {
     pub fn finish(&self, assignment: &Assignment) -> Option<bool> {
         let (id, of) = (uuid(&assignment.id)?, table(assignment.table)?);
         let identity = Identity::of(assignment.enqueued_at, assignment.attempt, assignment.action);
-        let is_this_attempt = |row: &heap::Row| {
-            is_submission(row, assignment) && number(row, column::ATTEMPTS).map(|n| n as i32) == Some(identity.attempts)
-        };
+        let is_this_attempt =
+            |row: &heap::Row| is_submission(row, assignment) && row.int4(column::ATTEMPTS) == Some(identity.attempts);
         let mut deleted = self.0.delete_at(assignment.tid, is_this_attempt);
         if deleted == Deleted::No {
             let keys = [Key::Uuid(column::JOB_ID as i16, id), Key::Oid(column::JOB_TABLE as i16, of)];
@@ -37,13 +36,9 @@ impl Queue {
     }
 }
 
-fn number(row: &heap::Row, column: i32) -> Option<i64> {
-    row.get(column).map(|datum| datum.value() as i64)
-}
-
 fn is_submission(row: &heap::Row, assignment: &Assignment) -> bool {
     row.uuid(column::JOB_ID) == Some(assignment.id)
-        && number(row, column::JOB_TABLE).map(|oid| oid as u32) == Some(assignment.table)
+        && row.oid(column::JOB_TABLE) == Some(assignment.table)
         && row.timestamp(column::ENQUEUED_AT) == Some(assignment.enqueued_at)
 }
 

@@ -5,7 +5,7 @@ use crate::pg::clock::Timestamp;
 use crate::pg::encoding::from_text;
 use crate::pg::index::{self, Duplicate, Entry};
 use crate::pg::relation::attribute;
-use crate::pg::spi::{item_pointer, uuid_bytes};
+use crate::pg::spi::{item_pointer, tid_of, uuid_bytes};
 use pgrx::itemptr::{item_pointer_get_both, item_pointer_to_u64};
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
@@ -152,10 +152,14 @@ impl Row {
         self.get(column).map(|datum| datum.value() as i32)
     }
 
+    /// Of a column of type oid, or regclass.
+    pub fn oid(&self, column: i32) -> Option<u32> {
+        self.get(column).map(|datum| datum.value() as u32)
+    }
+
     /// Of a column of type tid; 0 for NULL, which is nobody's.
     pub fn tid(&self, column: i32) -> u64 {
-        // SAFETY: a tid datum points at an item pointer.
-        self.get(column).map_or(0, |datum| unsafe { item_pointer_to_u64(*datum.cast_mut_ptr()) })
+        self.get(column).map_or(0, tid_of)
     }
 
     /// Its own tid.

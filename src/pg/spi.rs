@@ -198,8 +198,7 @@ impl Rows {
 
     /// Of a column of type tid.
     pub fn tid(&self, row: usize, column: i32) -> u64 {
-        // SAFETY: a tid datum points at an item pointer.
-        self.datum(row, column).map_or(0, |datum| unsafe { item_pointer_to_u64(*datum.cast_mut_ptr()) })
+        self.datum(row, column).map_or(0, tid_of)
     }
 
     /// A jsonb or text kept for longer than the statement.
@@ -250,7 +249,13 @@ pub fn item_pointer(tid: u64) -> pg_sys::ItemPointerData {
     pointer
 }
 
-/// The same in the current memory context.
+/// A tid out of a datum of that type.
+pub fn tid_of(datum: pg_sys::Datum) -> u64 {
+    // SAFETY: such a datum points at an item pointer.
+    item_pointer_to_u64(unsafe { *datum.cast_mut_ptr() })
+}
+
+/// The same as `item_pointer`, in the current memory context.
 pub fn item_pointer_datum(tid: u64) -> pg_sys::Datum {
     // SAFETY: the piece of memory is as long as what is written there.
     unsafe {

@@ -21,8 +21,8 @@ impl Table {
     ) -> Option<[Datum; COLUMNS]> {
         let mut scan_keys: Vec<pg_sys::ScanKeyData> = keys.iter().map(Key::scan_key).collect();
         let (count, first) = (scan_keys.len() as i32, scan_keys.as_mut_ptr());
-        // SAFETY: the table is open and the index one of its own, whose columns are plain ones, passed by value; there is an active snapshot, or the server
-        // raises an error. A row is used while the slot holds it, an entry while the scan does.
+        // SAFETY: the table is open and the index one of its own, whose columns are plain ones, passed by value; there is an active
+        // snapshot, or the server raises an error. A row is used while the slot holds it, an entry while the scan does.
         unsafe {
             let oid = pg_sys::get_relname_relid(index.as_ptr(), (*(*self.relation).rd_rel).relnamespace);
             let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);

@@ -1,7 +1,7 @@
 //! The dispatcher: one per database that has the extension, and the only scheduler there. It reads the queue lane by lane
-//! (`lane`, `reading`, `look`, `search`), hands due jobs to executors of their table's owner (`turns`, `assign`), starts and stops executors (`roster`),
-//! and interrupts, times out and rescues what they run (`supervise`, `debts`). It touches the extension's own tables only, never
-//! a user's, and runs no user code.
+//! (`lane`, `reading`, `look`, `search`), hands due jobs to executors of their table's owner (`turns`, `assign`), starts and stops
+//! executors (`roster`), and interrupts, times out and rescues what they run (`supervise`, `debts`). It touches the extension's own
+//! tables only, never a user's, and runs no user code.
 
 mod assign;
 mod complain;

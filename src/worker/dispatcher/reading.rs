@@ -3,7 +3,7 @@
 
 use super::lane::{Lane, WINDOW, just_before};
 use crate::catalog::{self, Position, Walked};
-use crate::job::{JobRef, LaneKey, Timing, Waiting};
+use crate::job::{LaneKey, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 use std::collections::VecDeque;
 
@@ -15,11 +15,11 @@ const END: Position = (Timestamp::MAX, Timestamp::MAX);
 
 impl Lane {
     /// Looks through a piece of what was read already; `claimed` as for `fill`. False: that was the last one.
-    pub fn rescan_on(&mut self, mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) -> bool {
+    pub fn rescan_on(&mut self, mut claimed: impl FnMut(&LaneKey, &Waiting) -> bool) -> bool {
         let Some(left) = self.rescan.left() else { return false };
         let mut missed = None;
         let walked = catalog::walk_lane(&self.key, self.number, left, PIECE, |job| {
-            if !self.has(&job) && !claimed(&self.key, &JobRef { table: self.key.table, id: job.id }, &job) {
+            if !self.has(&job) && !claimed(&self.key, &job) {
                 missed = Some((job.run_at, job.enqueued_at.saturating_sub(1)));
             }
             missed.is_none()
@@ -43,11 +43,7 @@ impl Lane {
     /// Reads what is new behind, and on if the window has run low; a piece at a time, for others wait for their turn. `claimed` tells jobs
     /// that are handed out already, which are passed by; `monotone_now` is a clock that was never set back. True: some of what was read is to
     /// be looked through (`rescan_on`).
-    pub fn fill(
-        &mut self,
-        monotone_now: Timestamp,
-        mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool,
-    ) -> bool {
+    pub fn fill(&mut self, monotone_now: Timestamp, mut claimed: impl FnMut(&LaneKey, &Waiting) -> bool) -> bool {
         // Of many lanes there is nothing to be said; they need not look at the clock.
         if self.next_due.is_none() && !self.is_low() {
             return false;
@@ -57,11 +53,10 @@ impl Lane {
             self.next_due = None;
             self.more = true;
         }
-        let asks = self
-            .behind
-            .take()
-            .filter(|from| *from < self.position)
-            .is_some_and(|from| self.read_behind(from, now, &mut claimed));
+        let from = self.behind.filter(|from| *from < self.position);
+        let asks = from.is_some_and(|from| self.read_behind(from, now, &mut claimed));
+        // Not before: if that fails, it is still to be done.
+        self.behind = None;
         if self.is_low() {
             self.read_on(now, claimed);
         }
@@ -73,13 +68,13 @@ impl Lane {
         &mut self,
         from: Position,
         now: Timestamp,
-        mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool,
+        mut claimed: impl FnMut(&LaneKey, &Waiting) -> bool,
     ) -> bool {
         let (mut found, mut cut) = (VecDeque::new(), None);
         let walked = catalog::walk_lane(&self.key, self.number, (from, self.position), PIECE, |job| {
             if self.is_early(&job, now) {
                 cut = Some(just_before(job.run_at));
-            } else if !self.has(&job) && !claimed(&self.key, &JobRef { table: self.key.table, id: job.id }, &job) {
+            } else if !self.has(&job) && !claimed(&self.key, &job) {
                 found.push_back(job);
                 cut = (found.len() == WINDOW).then_some(job.place());
             }
@@ -100,7 +95,7 @@ impl Lane {
         }
     }
 
-    fn read_on(&mut self, now: Timestamp, mut claimed: impl FnMut(&LaneKey, &JobRef, &Waiting) -> bool) {
+    fn read_on(&mut self, now: Timestamp, mut claimed: impl FnMut(&LaneKey, &Waiting) -> bool) {
         let (mut position, mut next_due, mut read) = (self.position, None, Vec::new());
         let walked = catalog::walk_lane(&self.key, self.number, (self.position, END), PIECE, |job| {
             if self.is_early(&job, now) {
@@ -116,7 +111,7 @@ impl Lane {
         }
         (self.position, self.next_due) = (position, next_due);
         self.more = !matches!(walked, Walked::End) && next_due.is_none();
-        read.retain(|job| !claimed(&self.key, &JobRef { table: self.key.table, id: job.id }, job));
+        read.retain(|job| !claimed(&self.key, job));
         self.ready.extend(read);
     }
 

@@ -23,7 +23,8 @@ impl Dispatcher {
     pub fn read_lanes(&mut self) {
         let monotone_now = shmem::monotone_now();
         let (claims, uncharged, debts, skipped) = (&self.claims, &self.uncharged, &self.debts, &mut self.skipped);
-        let mut claimed = |key: &LaneKey, job: &JobRef, waiting: &Waiting| {
+        let mut claimed = |key: &LaneKey, waiting: &Waiting| {
+            let job = &JobRef { table: key.table, id: waiting.id };
             let claimed = claims.get(job).map(|claimed| claimed.enqueued_at);
             let reading = protocol::on_reading(claimed, waiting.enqueued_at);
             // Under the id of a debt may be another submission, which is to be read again when that is settled.

@@ -3,6 +3,7 @@
 
 use crate::history::{Outcome, Submission, What};
 use crate::nemesis::targets;
+use crate::rhythm::pause;
 use crate::run::Run;
 use crate::scene::CLIENT;
 use crate::workload::{Take, Way, begin, end, new_id, payload};
@@ -11,7 +12,7 @@ use server_tests::{json, wait};
 use std::time::Duration;
 
 /// The dispatcher goes on after that, whatever happened: it may have been stopped while others wait for it.
-const PAUSE: Duration = Duration::from_millis(400);
+const PAUSE: u64 = 400;
 
 /// No longer than that: a job that a planted bug keeps from starting, or from ending, is for the drain to find.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -59,7 +60,7 @@ fn try_one(run: &Run, number: usize, one: Submission, way: Way) {
     signal(Signal::SIGSTOP);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            std::thread::sleep(PAUSE);
+            pause(PAUSE);
             signal(Signal::SIGCONT);
         });
         Take { run, table: number, one, hold: 0.0, client: &mut client }.by(way);

@@ -29,23 +29,17 @@ pub fn drain(run: &Run, patience: Duration) -> Duration {
         insist(&mut Session::new(run, &database, "postgres"), |client| roll_back(client, &gid));
         run.history.rolled_back(&gid);
     }
-    let (mut least, mut since) = (usize::MAX, begun);
     let mut sessions: Vec<Session> =
         run.tables.iter().map(|table| Session::new(run, &table.database, "postgres")).collect();
-    loop {
-        let mut left = Vec::new();
-        for (number, table) in run.tables.iter().enumerate() {
-            let query = format!("SELECT id FROM {} WHERE NOT completed AND NOT cancelled", table.name());
-            let rows = insist(&mut sessions[number], |client| client.query(&query, &[]));
-            left.extend(rows.iter().map(|row| (number, row.get::<_, Uuid>(0))));
-        }
-        if left.is_empty() {
-            return begun.elapsed();
-        }
-        if left.len() < least {
-            (least, since) = (left.len(), Instant::now());
-        }
-        if since.elapsed() > patience {
+    let mut left = unfinished(run, &mut sessions);
+    // Patience begins anew with each that becomes final.
+    while !left.is_empty() {
+        let before = left.len();
+        let fewer = || {
+            left = unfinished(run, &mut sessions);
+            yes(left.len() < before)
+        };
+        if attempt(patience, "another job to become final", fewer).is_err() {
             for (number, job) in &left {
                 let query = "SELECT q::text FROM background_jobs.queue q WHERE job_id = $1";
                 let queued = insist(&mut sessions[*number], |client| client.query(query, &[job]));
@@ -53,10 +47,21 @@ pub fn drain(run: &Run, patience: Duration) -> Duration {
                 let text = format!("not final {:.0} s after the storm; {queued}", begun.elapsed().as_secs_f64());
                 run.violated("I1", Some(*number), Some(*job), text);
             }
-            return begun.elapsed();
+            break;
         }
-        std::thread::sleep(Duration::from_millis(20));
     }
+    begun.elapsed()
+}
+
+/// Jobs by the number of their table.
+fn unfinished(run: &Run, sessions: &mut [Session]) -> Vec<(usize, Uuid)> {
+    let mut left = Vec::new();
+    for (number, table) in run.tables.iter().enumerate() {
+        let query = format!("SELECT id FROM {} WHERE NOT completed AND NOT cancelled", table.name());
+        let rows = insist(&mut sessions[number], |client| client.query(&query, &[]));
+        left.extend(rows.iter().map(|row| (number, row.get::<_, Uuid>(0))));
+    }
+    left
 }
 
 /// It may be gone: the session may have ended after it was rolled back.

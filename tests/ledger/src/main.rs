@@ -3,7 +3,7 @@
 //!
 //! * [`scene`] the server: databases, owners, job tables, [`kinds`] of handlers, among them [`poison`].
 //! * [`workload`] the clients; what they were told goes into the [`history`].
-//! * [`nemesis`] what befalls the server.
+//! * [`nemesis`] what befalls the server; [`rhythm`] when.
 //! * [`calm`] the end of the storm: everything is let finish; [`brink`] what the storm may have missed by chance.
 //! * [`evidence`] what is there: rows, effects, changes, attempts, and from the [`log`] starts and crashes.
 //! * [`checker`] the judge.
@@ -26,6 +26,7 @@ mod options;
 mod plants;
 mod poison;
 mod report;
+mod rhythm;
 mod run;
 mod scene;
 mod workload;

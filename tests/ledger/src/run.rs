@@ -1,13 +1,13 @@
 //! What the threads of a round share.
 
 use crate::history::{History, Time};
+use crate::rhythm::pause;
 use crate::scene::Table;
 use server_tests::postgres::Client;
 use server_tests::{Cluster, Uuid};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 /// Something that the nemesis did.
 #[derive(Clone, Debug)]
@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
             }
         }
         if self.client.is_none() {
-            std::thread::sleep(Duration::from_millis(20));
+            pause(20);
         }
         self.client.as_mut()
     }

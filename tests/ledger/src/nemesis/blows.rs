@@ -4,6 +4,7 @@ use super::Lost;
 use super::targets::{self, Target};
 use crate::history::{Time, now};
 use crate::log;
+use crate::rhythm::pause;
 use crate::run::{Blow, Event, Run};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
@@ -182,7 +183,7 @@ impl<'a> Blows<'a> {
         let length = self.rng.u64(50..900);
         let at = now();
         if targets::send(&self.run.cluster, pid, Signal::SIGSTOP) {
-            std::thread::sleep(Duration::from_millis(length));
+            pause(length);
             targets::send(&self.run.cluster, pid, Signal::SIGCONT);
             self.note(at, format!("SIGSTOP {}", target.name()), Blow::Other, pid, None);
         }
@@ -199,7 +200,7 @@ impl<'a> Blows<'a> {
         self.note(at, format!("reload {name}"), Blow::Other, 0, None);
         if matches!(name, "background_jobs.enabled" | "background_jobs.databases") {
             // Without it nothing runs. What is tried is a time without, not a state that it leads to.
-            std::thread::sleep(Duration::from_millis(500));
+            pause(500);
             set(self.run, name, values[values.len() - 1]);
         }
     }

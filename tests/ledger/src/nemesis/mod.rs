@@ -4,6 +4,7 @@ mod blows;
 pub mod targets;
 
 use crate::history::now;
+use crate::rhythm::pause;
 use crate::run::{Blow, Event, Run};
 use blows::Blows;
 use std::time::{Duration, Instant};
@@ -18,8 +19,7 @@ pub fn storm(run: &Run, length: Duration, enough: &dyn Fn() -> bool, made: &dyn 
     let mut blows = Blows::new(run);
     while (begun.elapsed() < length || begun.elapsed() < 2 * length && !made()) && !enough() {
         // Waits for nothing: jobs are to run between two blows, some longer and some shorter.
-        let pause = blows.rng.u64(100..700);
-        std::thread::sleep(Duration::from_millis(pause));
+        pause(blows.rng.u64(100..700));
         match blows.rng.u32(..100) {
             0..45 => blows.kill()?,
             45..55 => blows.stop()?,

@@ -5,17 +5,17 @@ use super::enqueuer::payload;
 use super::{begin, end};
 use crate::history::{Outcome, Submission, What};
 use crate::kinds::Kind;
+use crate::rhythm::pause;
 use crate::run::{Run, Session};
 use crate::scene::CLIENT;
 use server_tests::postgres::{Client, Error};
-use std::time::Duration;
 
 pub fn work(run: &Run, database: &str, number: u64) {
     let mut rng = run.rng(200 + number);
     let mut session = Session::new(run, database, CLIENT);
     let mut replaced = 0;
     while !run.stopped() {
-        std::thread::sleep(Duration::from_millis(rng.u64(2..25)));
+        pause(rng.u64(2..25));
         if session.get().is_none() {
             continue;
         }

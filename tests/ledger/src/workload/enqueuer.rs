@@ -4,12 +4,12 @@
 use super::{begin, end};
 use crate::history::{Outcome, Submission, What};
 use crate::kinds::Kind;
+use crate::rhythm::pause;
 use crate::run::{Run, Session};
 use crate::scene::CLIENT;
 use fastrand::Rng;
 use server_tests::postgres::{Client, Error};
 use server_tests::{Uuid, Value, json};
-use std::time::Duration;
 
 pub struct Enqueuer<'a> {
     run: &'a Run,
@@ -42,7 +42,7 @@ impl<'a> Enqueuer<'a> {
 
     pub fn work(&mut self) {
         while !self.run.stopped() {
-            std::thread::sleep(Duration::from_millis(self.rng.u64(10..80)));
+            pause(self.rng.u64(10..80));
             if self.session.get().is_none() || self.run.tables[self.number].is_flooded() {
                 continue;
             }

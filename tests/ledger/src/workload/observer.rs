@@ -1,10 +1,10 @@
 //! Looks at the tables in one snapshot after the other while everything is going on: what holds in every snapshot.
 
+use crate::rhythm::pause;
 use crate::run::{Run, Session};
 use server_tests::Uuid;
 use server_tests::postgres::{Client, Error};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 const QUERY: &str = "
     WITH job AS MATERIALIZED (
@@ -48,7 +48,7 @@ pub fn work(run: &Run, database: &str) {
             }
         }
         // A snapshot costs the server something: no more of them than that.
-        std::thread::sleep(Duration::from_millis(300));
+        pause(300);
     }
 }
 

@@ -4,12 +4,12 @@
 use super::{begin, end};
 use crate::history::{Outcome, Submission, Told, What};
 use crate::kinds::{KINDS, Kind};
+use crate::rhythm::pause;
 use crate::run::{Run, Session};
 use crate::scene::CLIENT;
 use fastrand::Rng;
 use server_tests::Value;
 use server_tests::postgres::{Client, Error};
-use std::time::Duration;
 
 /// How long wait() is given.
 const WAIT_SECONDS: f64 = 4.0;
@@ -19,7 +19,7 @@ pub fn work(run: &Run, number: usize) {
     let mut rng = run.rng(300 + number as u64);
     let mut session = Session::new(run, &table.database, &table.owner);
     while !run.stopped() {
-        std::thread::sleep(Duration::from_millis(rng.u64(30..150)));
+        pause(rng.u64(30..150));
         let Some(client) = session.get() else { continue };
         match rng.u32(..100) {
             0..55 => retry(run, number, client, &mut rng),
@@ -94,7 +94,7 @@ pub fn wait(run: &Run, number: usize) {
     let mut session = Session::new(run, &table.database, CLIENT);
     let call = format!("SELECT background_jobs.wait($1, '{WAIT_SECONDS} s', '{}')", table.name());
     while !run.stopped() {
-        std::thread::sleep(Duration::from_millis(rng.u64(1..60)));
+        pause(rng.u64(1..60));
         let Some(client) = session.get() else { continue };
         let Some((_, one)) = run.history.pick(&mut rng, |of, _| of == number) else { continue };
         let mut operation = begin(number, "wait()", What::Wait { job: one.job, told: Told::Nothing });
