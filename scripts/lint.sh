@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, compiler and clippy warnings, and what the install script leaves open to attack.
+# Format, compiler and clippy warnings, the order of the modules, and what the install script leaves open to attack.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . scripts/setup.sh
@@ -14,6 +14,8 @@ say "clippy"
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 say "shell syntax"
 for script in scripts/*.sh tests/server/src/*.sh .ci/run; do bash -n "$script"; done
+say "layers"
+scripts/arrows.sh
 say "install script"
 build >target/lint-build.log 2>&1 || { cat target/lint-build.log; die "the extension does not build"; }
 scripts/pgspot.sh

@@ -1,11 +1,10 @@
 //! The handlers that this session has submitted to, so that a row need not look its handler up.
 
 use crate::catalog::{self, Destination};
-use crate::notes;
 use crate::pg::role::bookkeeping;
 use crate::pg::{database, shmem as pg_shmem, spi, xact};
 use crate::shmem;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
@@ -19,15 +18,18 @@ struct Destinations {
 
 thread_local! {
     static KNOWN: RefCell<Destinations> = RefCell::new(Destinations::default());
+    static CHANGING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Forgets everything: this session has changed some.
+/// Forgets everything: this session has changed some, and may take that back until the transaction ends.
 pub fn forget() {
     KNOWN.set(Destinations::default());
+    CHANGING.set(true);
 }
 
 /// At the end of a transaction: forgets what was good for that only.
 pub fn forget_passing() {
+    CHANGING.set(false);
     let _ = KNOWN.try_with(|known| {
         if let Ok(mut known) = known.try_borrow_mut()
             && known.version.is_none()
@@ -41,7 +43,7 @@ pub fn forget_passing() {
 /// an older one, or while there is no dispatcher whose slot would tell when it changes. None: it cannot be kept, because nobody
 /// tells us when a transaction ends, or because this one has changed handlers and may take that back.
 pub fn of(table: u32, handler: &str) -> Option<Destination> {
-    if !pg_shmem::attached() || notes::handlers_changed() {
+    if !pg_shmem::attached() || CHANGING.get() {
         return None;
     }
     let slot = shmem::database(database::current().to_u32()).filter(|_| !xact::keeps_snapshot());

@@ -15,6 +15,7 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A registered handler, ready to be called.
 pub struct Handler {
@@ -91,6 +92,15 @@ pub fn policy(definition: &catalog::Handler, job_max_attempts: Option<i32>) -> P
         delay: definition.retry_delay.unwrap_or(default.delay),
         max_delay: definition.max_retry_delay.unwrap_or(default.max_delay),
     }
+}
+
+/// What an attempt ends with that took too long.
+pub fn timeout_error(timeout: Duration) -> PgError {
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+        format!("background job timed out after {} ms", timeout.as_millis()),
+    )
+    .hint("Raise the handler's timeout, or background_jobs.handler_timeout.")
 }
 
 /// The handlers that this process has looked up, as of one version of the registry.

@@ -64,6 +64,11 @@
 //! The install script tells the launcher at commit, or whoever commits the transaction if it was prepared (`prepared`). A dispatcher
 //! that finds the extension gone sends its executors away and leaves. Before a DROP, RENAME or copy of a database, the session that runs
 //! the command sends our workers out of it and keeps them out until its transaction ends (`databases`).
+//!
+//! # Layers
+//!
+//! The server comes in by `entry`, which calls `api`, `submit` and `worker`; they use what lies below them, down to `pg`, which knows
+//! nothing of jobs. `scripts/arrows.sh` has the whole order, and `make lint` looks whether it holds.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(clippy::undocumented_unsafe_blocks, clippy::unwrap_used)]
@@ -73,6 +78,8 @@ mod catalog;
 mod databases;
 mod destinations;
 mod enqueue;
+mod entry;
+mod finishing;
 mod gaps;
 mod gucs;
 mod handler;
@@ -81,12 +88,14 @@ mod job;
 mod job_table;
 mod journal;
 mod notes;
+mod owner;
 mod pg;
 mod planted;
 mod prepared;
 mod progress;
 mod protocol;
 mod retry;
+mod running;
 mod shmem;
 mod submit;
 mod worker;
@@ -112,7 +121,7 @@ pub extern "C-unwind" fn _PG_init() {
     pg::xact::on_end(notes::on_end);
     pg::xact::before_commit(notes::before_commit);
     pg::utility::install(databases::callbacks());
-    pg::planner::install();
+    pg::planner::install("queued_job");
     pg::statement::install(enqueue::queue_gathered);
     if !pg::bgworker::in_binary_upgrade() {
         worker::register_launcher();

@@ -91,13 +91,9 @@ pub fn note_handlers() {
     pending(|p| p.handlers = true);
 }
 
-/// Has this transaction changed handlers, or does it look so?
-pub fn handlers_changed() -> bool {
-    SOMETHING_PENDING.get() && PENDING.with_borrow(|p| p.handlers)
-}
-
 /// Something was dropped that may be a job table, or hold one, or be the extension.
 pub fn note_dropped() {
+    destinations::forget();
     pending(|p| {
         p.withdrawn = true;
         p.handlers = true;

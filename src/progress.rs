@@ -2,7 +2,7 @@
 
 use crate::pg::latch;
 use crate::pg::signal;
-use crate::shmem::ExecutorSlot;
+use crate::shmem::{self, ExecutorSlot, WriterSlot};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,8 +15,22 @@ const ALMOST: f32 = 1.0 - f32::EPSILON / 2.0;
 
 /// Reports the progress of the running handler. `value` is in 0..=1; a lower one than before is ignored.
 pub fn report(slot: &ExecutorSlot, value: f32) {
+    let clean = !is_dirty(slot);
     // Non-negative floats order like their bits.
     slot.progress.fetch_max((value.clamp(0.0, ALMOST) + 0.0).to_bits(), Ordering::AcqRel);
+    if clean && is_dirty(slot) {
+        wake_writer(slot);
+    }
+}
+
+/// Wakes whoever writes the progress into the row, or has that process started.
+fn wake_writer(slot: &ExecutorSlot) {
+    let (database, owner) = (slot.database.load(Ordering::Acquire), slot.owner.load(Ordering::Acquire));
+    if !WriterSlot::wake(database, owner)
+        && let Some(database) = shmem::database(database)
+    {
+        database.dispatcher.wake();
+    }
 }
 
 pub fn reported(slot: &ExecutorSlot) -> f32 {
@@ -41,13 +55,13 @@ pub fn begin(slot: &ExecutorSlot, flushed: bool) {
 /// before it writes how the attempt ended, so that no older value can follow.
 ///
 /// The wait is that for one short UPDATE, whose writer waits for no row lock.
-pub fn close(slot: &ExecutorSlot, writer_alive: impl Fn(i32) -> bool) {
+pub fn close(slot: &ExecutorSlot) {
     while slot.gate.compare_exchange(OPEN, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_err() {
         let gate = slot.gate.load(Ordering::Acquire);
         if gate == CLOSED {
             return;
         }
-        if (gate != OPEN && !writer_alive(gate as i32)) || signal::termination_pending() {
+        if (gate != OPEN && !WriterSlot::is_alive(gate as i32)) || signal::termination_pending() {
             slot.gate.store(CLOSED, Ordering::Release);
             return;
         }

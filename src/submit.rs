@@ -3,6 +3,7 @@
 
 use crate::catalog::{self, NewJob};
 use crate::enqueue::{self, Taken};
+use crate::finishing;
 use crate::inserted;
 use crate::job::{JobRef, Timing, handler_name};
 use crate::job_table::Options;
@@ -21,32 +22,10 @@ use crate::planted::{self, Bug};
 use crate::protocol::{self, Flags};
 use crate::shmem;
 use pgrx::{PgSqlErrorCode, pg_sys};
-use std::cell::RefCell;
-
-thread_local! {
-    static FINISHING: RefCell<Vec<JobRef>> = const { RefCell::new(Vec::new()) };
-}
 
 /// The time of the next arrival: later than the one before, so that rows keep the order of their insertion.
 pub fn arrival() -> Timestamp {
     if pg_shmem::attached() { shmem::arrival() } else { clock::now() }
-}
-
-/// Runs `f`, which finishes these jobs: its own UPDATE is not a client's.
-pub fn while_finishing<T>(jobs: Vec<JobRef>, f: impl FnOnce() -> T) -> T {
-    FINISHING.replace(jobs);
-    let value = f();
-    not_finishing();
-    value
-}
-
-/// After an error inside `while_finishing`.
-pub fn not_finishing() {
-    FINISHING.take();
-}
-
-fn is_finishing(job: JobRef) -> bool {
-    FINISHING.with_borrow(|jobs| jobs.contains(&job))
 }
 
 /// When a job is due that asks for `run_at`: now, or not before that. A time in the past keeps its place in the order, but
@@ -157,7 +136,7 @@ pub fn withdraw(call: &Call) {
     match (call.event(), call.is_row(), call.first_row(), call.second_row()) {
         (Event::Update, true, Some(old), Some(new)) => {
             let (before, after) = (job_of(&old, table), job_of(&new, table));
-            if is_finishing(before) {
+            if finishing::includes(before) {
                 return;
             }
             let flags = flags(&new);
@@ -172,7 +151,7 @@ pub fn withdraw(call: &Call) {
         }
         (Event::Delete, true, Some(old), _) => {
             let job = job_of(&old, table);
-            if !is_finishing(job) {
+            if !finishing::includes(job) {
                 take_out(job);
             }
         }

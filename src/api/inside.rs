@@ -5,12 +5,12 @@ use crate::pg::error::PgError;
 use crate::pg::fmgr::{Args, text_datum, uuid_datum};
 use crate::pg::spi;
 use crate::progress;
-use crate::worker::executor::{self, Current};
+use crate::running::{self, Current};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{Datum, Oid};
 
 fn current() -> Current {
-    executor::current().unwrap_or_else(|| {
+    running::job().unwrap_or_else(|| {
         PgError::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "there is no current job")
             .detail("This function can only be called by a handler that runs a job.")
             .raise()
@@ -37,12 +37,8 @@ fn set(value: Option<f64>) {
             .detail("Progress is a number from 0 to 1.")
             .raise();
     }
-    if let Some(slot) = executor::own_slot() {
-        let clean = !progress::is_dirty(slot);
+    if let Some((_, slot)) = running::slot() {
         progress::report(slot, value as f32);
-        if clean && progress::is_dirty(slot) {
-            executor::progress_reported(slot);
-        }
     }
     pgrx::check_for_interrupts!();
 }

@@ -6,6 +6,7 @@ use crate::enqueue::{self, Taken};
 use crate::job::{JobRef, handler_name};
 use crate::job_table::{self, DEFAULT_HANDLER_KEY, Options, TRIGGERS, literal};
 use crate::notes;
+use crate::owner;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::Args;
 use crate::pg::relation::{self, Lock, Relation, quote};
@@ -13,7 +14,6 @@ use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
 use crate::pg::{shmem as pg_shmem, xact};
 use crate::submit;
-use crate::worker::dispatcher::runnable;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum, Oid};
 
@@ -106,7 +106,7 @@ fn attach_table(oid: Oid, options: &Options) -> Fallible<usize> {
     let table = owned_table(oid, Lock::Define)?;
     job_table::check_shape(&table, options)?;
     check_key(&table)?;
-    runnable(table.owner)?;
+    owner::check(table.owner)?;
     spi::connect(|| {
         for statement in job_table::trigger_statements(&table, options) {
             spi::execute_once(&statement);

@@ -12,8 +12,8 @@ use crate::pg::relation::{Lock, Relation};
 use crate::pg::spi::{self, Statement};
 use crate::pg::{database, latch, xact};
 use crate::protocol::FAILED;
+use crate::running;
 use crate::shmem::WaiterSlot;
-use crate::worker::executor;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::time::{Duration, Instant};
@@ -101,7 +101,7 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
     let deadline = Instant::now() + timeout;
     let table = job_table::open(Oid::from(job.table), Lock::Read)?;
     attached_table(&table)?;
-    if executor::current().is_some_and(|current| current.assignment.job() == job) {
+    if running::job().is_some_and(|current| current.assignment.job() == job) {
         return Err(PgError::new(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "a handler cannot wait for its own job",

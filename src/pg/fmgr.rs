@@ -133,35 +133,15 @@ macro_rules! sql_functions {
 
             #[unsafe(no_mangle)]
             #[doc(hidden)]
-            pub unsafe extern "C-unwind" fn $symbol(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> Datum {
+            pub unsafe extern "C-unwind" fn $symbol(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
                 // SAFETY: the server calls this with a valid fcinfo, and the arguments do not outlive the call.
-                unsafe { crate::pg::error::at_boundary(|| $body(&Args::new(fcinfo))) }
+                unsafe { crate::pg::error::at_boundary(|| $body(&crate::pg::fmgr::Args::new(fcinfo))) }
             }
         )*
     };
 }
 
-use crate::api;
-
-sql_functions! {
-    background_jobs_create_table, pg_finfo_background_jobs_create_table => api::tables::create_table;
-    background_jobs_attach, pg_finfo_background_jobs_attach => api::tables::attach;
-    background_jobs_detach, pg_finfo_background_jobs_detach => api::tables::detach;
-    background_jobs_register_handler, pg_finfo_background_jobs_register_handler => api::handlers::register_handler;
-    background_jobs_unregister_handler, pg_finfo_background_jobs_unregister_handler => api::handlers::unregister_handler;
-    background_jobs_enqueue, pg_finfo_background_jobs_enqueue => api::jobs::enqueue;
-    background_jobs_cancel, pg_finfo_background_jobs_cancel => api::jobs::cancel;
-    background_jobs_retry, pg_finfo_background_jobs_retry => api::jobs::retry;
-    background_jobs_run_now, pg_finfo_background_jobs_run_now => api::jobs::run_now;
-    background_jobs_wait, pg_finfo_background_jobs_wait => api::wait::wait;
-    background_jobs_status, pg_finfo_background_jobs_status => api::status::status;
-    background_jobs_set_progress, pg_finfo_background_jobs_set_progress => api::inside::set_progress;
-    background_jobs_set_progress_double, pg_finfo_background_jobs_set_progress_double => api::inside::set_progress_double;
-    background_jobs_current_job, pg_finfo_background_jobs_current_job => api::inside::current_job;
-    background_jobs_check_cancelled, pg_finfo_background_jobs_check_cancelled => api::inside::check_cancelled;
-    background_jobs_worker_state, pg_finfo_background_jobs_worker_state => api::workers::worker_state;
-    background_jobs_announce, pg_finfo_background_jobs_announce => api::tables::announce;
-}
+pub(crate) use sql_functions;
 
 /// Defines the C entry points of the workers: `$symbol` calls `$body: fn(u64)` with the registered argument.
 macro_rules! worker_mains {
@@ -170,18 +150,11 @@ macro_rules! worker_mains {
             #[unsafe(no_mangle)]
             #[doc(hidden)]
             #[pgrx::pg_guard]
-            pub extern "C-unwind" fn $symbol(argument: Datum) {
+            pub extern "C-unwind" fn $symbol(argument: pgrx::pg_sys::Datum) {
                 $body(argument.value() as u64);
             }
         )*
     };
 }
 
-use crate::worker;
-
-worker_mains! {
-    background_jobs_launcher_main => worker::launcher::main;
-    background_jobs_dispatcher_main => worker::dispatcher::main;
-    background_jobs_executor_main => worker::executor::main;
-    background_jobs_progress_writer_main => worker::progress_writer::main;
-}
+pub(crate) use worker_mains;

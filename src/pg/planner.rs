@@ -1,6 +1,6 @@
-//! What the planner believes of the queue, when it plans a statement of the extension's own.
+//! What the planner believes of a queue, when it plans a statement of the extension's own.
 //!
-//! The queue is empty now and has a million rows in a minute, and VACUUM and ANALYZE write down what it was when they came by. Of a
+//! A queue is empty now and has a million rows in a minute, and VACUUM and ANALYZE write down what it was when they came by. Of a
 //! table with no rows on many pages every plan seems to cost nothing: one that reads all of it to find a job by its id, or that sorts all of it
 //! for the next few, is as good as any. So it is planned for as if it were always large.
 
@@ -11,8 +11,8 @@ use std::sync::OnceLock;
 
 static PREVIOUS: OnceLock<pg_sys::get_relation_info_hook_type> = OnceLock::new();
 
-/// The table that is always large.
-const QUEUE: &str = "queued_job";
+/// The name of the table that is always large.
+static QUEUE: OnceLock<&str> = OnceLock::new();
 
 /// Rows and pages that it has at least; of an index, pages.
 const ROWS: f64 = 1e6;
@@ -32,8 +32,9 @@ impl Drop for Before {
     }
 }
 
-/// Chains the hook. To be called while the server loads the library.
-pub fn install() {
+/// Chains the hook, for a table of that name. To be called while the server loads the library.
+pub fn install(queue: &'static str) {
+    QUEUE.get_or_init(|| queue);
     // SAFETY: hooks are chained while the postmaster loads its libraries, which is single-threaded.
     unsafe {
         PREVIOUS.get_or_init(|| pg_sys::get_relation_info_hook);
@@ -63,7 +64,7 @@ unsafe extern "C-unwind" fn on_relation(
         if let Some(Some(previous)) = PREVIOUS.get() {
             previous(root, table, is_parent, relation);
         }
-        if !OWN_STATEMENTS.get() || encoding::from_c(pg_sys::get_rel_name(table)).as_deref() != Some(QUEUE) {
+        if !OWN_STATEMENTS.get() || encoding::from_c(pg_sys::get_rel_name(table)).as_deref() != QUEUE.get().copied() {
             return;
         }
         let relation = &mut *relation;

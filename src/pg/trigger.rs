@@ -150,35 +150,37 @@ impl Row {
     }
 }
 
-/// Defines the C entry point of a trigger function: `$symbol` calls `$body: fn(&Call)`.
-macro_rules! trigger_function {
-    ($symbol:ident, $finfo:ident, $body:path) => {
-        #[unsafe(no_mangle)]
-        #[doc(hidden)]
-        pub extern "C" fn $finfo() -> &'static pgrx::pg_sys::Pg_finfo_record {
-            const RECORD: pgrx::pg_sys::Pg_finfo_record = pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
-            &RECORD
-        }
-
-        #[unsafe(no_mangle)]
-        #[doc(hidden)]
-        pub unsafe extern "C-unwind" fn $symbol(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
-            // SAFETY: the server calls this with a valid fcinfo, and the call value does not outlive it.
-            unsafe {
-                crate::pg::error::at_boundary(|| match Call::new(fcinfo) {
-                    Some(call) => $body(&call),
-                    None => crate::pg::error::PgError::new(
-                        pgrx::PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
-                        "function was not called as an AFTER trigger",
-                    )
-                    .hint("Attach a job table with background_jobs.attach().")
-                    .raise(),
-                })
+/// Defines the C entry points of trigger functions: `$symbol` calls `$body: fn(&Call)`, unless something else than an AFTER trigger
+/// has called it. For that the error has a hint.
+macro_rules! trigger_functions {
+    ($hint:literal, $($symbol:ident, $finfo:ident => $body:path;)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            #[doc(hidden)]
+            pub extern "C" fn $finfo() -> &'static pgrx::pg_sys::Pg_finfo_record {
+                const RECORD: pgrx::pg_sys::Pg_finfo_record = pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+                &RECORD
             }
-            pgrx::pg_sys::Datum::from(0)
-        }
+
+            #[unsafe(no_mangle)]
+            #[doc(hidden)]
+            pub unsafe extern "C-unwind" fn $symbol(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
+                // SAFETY: the server calls this with a valid fcinfo, and the call value does not outlive it.
+                unsafe {
+                    crate::pg::error::at_boundary(|| match crate::pg::trigger::Call::new(fcinfo) {
+                        Some(call) => $body(&call),
+                        None => crate::pg::error::PgError::new(
+                            pgrx::PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                            "function was not called as an AFTER trigger",
+                        )
+                        .hint($hint)
+                        .raise(),
+                    })
+                }
+                pgrx::pg_sys::Datum::from(0)
+            }
+        )*
     };
 }
 
-trigger_function!(background_jobs_submit, pg_finfo_background_jobs_submit, crate::submit::submit);
-trigger_function!(background_jobs_withdraw, pg_finfo_background_jobs_withdraw, crate::submit::withdraw);
+pub(crate) use trigger_functions;

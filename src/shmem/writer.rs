@@ -2,6 +2,7 @@
 
 use crate::pg::latch::Process;
 use crate::pg::shmem::shared;
+use crate::shmem;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 #[repr(C)]
@@ -20,6 +21,19 @@ pub struct WriterSlot {
 shared!(WriterSlot);
 
 impl WriterSlot {
+    /// Wakes the writer of this owner's jobs; false: there is none, nor one on its way.
+    pub fn wake(database: u32, owner: u32) -> bool {
+        let mut own = shmem::writers().iter().filter(|slot| slot.belongs_to(database, owner)).peekable();
+        let is_there = own.peek().is_some();
+        own.for_each(|slot| slot.process.wake());
+        is_there
+    }
+
+    /// Is this process a writer (still)?
+    pub fn is_alive(pid: i32) -> bool {
+        shmem::writers().iter().any(|slot| slot.process.pid() == pid)
+    }
+
     pub fn belongs_to(&self, database: u32, owner: u32) -> bool {
         self.database.load(Ordering::Acquire) == database && self.owner.load(Ordering::Acquire) == owner
     }

@@ -44,6 +44,15 @@ pub fn run(mut tick: impl FnMut() -> Next) {
     }
 }
 
+/// What an executor is registered with: its slot's number in the lower half, the slot's generation in the upper.
+pub fn executor_argument(index: usize, generation: u32) -> u64 {
+    u64::from(generation) << 32 | index as u64
+}
+
+fn executor_of(argument: u64) -> (usize, u32) {
+    ((argument & 0xffff_ffff) as usize, (argument >> 32) as u32)
+}
+
 /// Registers the launcher, which the postmaster starts when recovery is over and restarts when it fails.
 pub fn register_launcher() {
     let launcher = Registration {

@@ -138,18 +138,3 @@ fn running_job(executor: &ExecutorSlot) -> Option<(JobRef, Timestamp)> {
     let assignment = lwlock::with(false, || executor.running().map(|number| executor.claim(number).assignment()))?;
     Some((assignment.job(), assignment.enqueued_at))
 }
-
-/// Is there a writer for this owner's jobs, or one on its way?
-pub fn is_there(database: u32, owner: u32) -> bool {
-    shmem::writers().iter().any(|slot| slot.belongs_to(database, owner))
-}
-
-/// Wakes the writer of this owner's jobs, if there is one.
-pub fn wake(database: u32, owner: u32) {
-    shmem::writers().iter().filter(|slot| slot.belongs_to(database, owner)).for_each(|slot| slot.process.wake());
-}
-
-/// Is this process a writer (still)?
-pub fn is_alive(pid: i32) -> bool {
-    shmem::writers().iter().any(|slot| slot.process.pid() == pid)
-}

@@ -3,9 +3,8 @@
 use super::Dispatcher;
 use crate::catalog::{self, Found};
 use crate::gaps::{self, Gap, Step, Stretch};
-use crate::gucs;
 use crate::pg::error::PgError;
-use crate::pg::{relation, role};
+use crate::pg::relation;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -92,26 +91,4 @@ impl Dispatcher {
         let detail = problem.detail.as_deref().unwrap_or("No job of it runs.");
         problem.clone().detail(format!("{detail} This is in database \"{}\".", self.name)).log();
     }
-}
-
-/// May a job table belong to this role?
-pub fn runnable(owner: Oid) -> Result<(), PgError> {
-    let name = role::name(owner).unwrap_or_else(|| owner.to_u32().to_string());
-    if role::is_superuser(owner) && !gucs::ALLOW_SUPERUSER_JOBS.get() {
-        return Err(PgError::new(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            format!("job tables may not belong to superuser \"{name}\""),
-        )
-        .detail("Their handlers would run in a superuser session.")
-        .hint("Give the table to an ordinary role, or set background_jobs.allow_superuser_jobs."));
-    }
-    if !role::can_connect(owner) {
-        return Err(PgError::new(
-            PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
-            format!("role \"{name}\" cannot log in, so its jobs cannot run"),
-        )
-        .detail("Jobs run in a session of their table's owner.")
-        .hint(format!("Use ALTER ROLE {} LOGIN, or give the table to another role.", relation::quote(&name))));
-    }
-    Ok(())
 }

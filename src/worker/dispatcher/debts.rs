@@ -13,7 +13,6 @@ use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::{spi, xact};
 use crate::shmem::{Action, Assignment, ExecutorSlot, Interrupt, monotone_now};
-use crate::worker::executor::timeout_error;
 use pgrx::PgSqlErrorCode;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -62,7 +61,7 @@ impl Dispatcher {
         let timed_out = slot.requested_interrupt(number) == Some(Interrupt::Timeout);
         let (setback, error) = if timed_out {
             let timeout = definition.and_then(|d| d.timeout).or_else(gucs::handler_timeout).unwrap_or_default();
-            let error = timeout_error(timeout)
+            let error = handler::timeout_error(timeout)
                 .detail("The handler did not react to the interrupt, so its executor was terminated.");
             (Setback::Timeout, error)
         } else {

@@ -1,12 +1,12 @@
 //! What the dispatcher learns: notes of what was committed, and what it reads of the queue because of them, or at a poll.
 
-use super::complain::runnable;
 use super::lane::Lane;
 use super::{Dispatcher, HOUSEKEEPING, Table};
 use crate::catalog::{self, Handler};
 use crate::gucs;
 use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing};
+use crate::owner;
 use crate::pg::{clock, database, relation};
 use crate::shmem::{self, Note};
 use pgrx::pg_sys::Oid;
@@ -214,7 +214,7 @@ impl Dispatcher {
         self.tables.clear();
         for table in tables {
             let Some(owner) = relation::owner(Oid::from(table)) else { continue };
-            let problem = runnable(owner).err();
+            let problem = owner::check(owner).err();
             self.complain_of_owner(owner.to_u32(), problem.as_ref());
             self.tables.insert(table, Table { owner: owner.to_u32(), runnable: problem.is_none() });
         }

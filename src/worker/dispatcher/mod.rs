@@ -57,8 +57,6 @@ struct Table {
     runnable: bool,
 }
 
-pub use complain::runnable;
-
 pub struct Dispatcher {
     slot: &'static DatabaseSlot,
     database: u32,

@@ -8,8 +8,7 @@ use crate::pg::error::PgError;
 use crate::pg::{clock, lwlock};
 use crate::protocol;
 use crate::shmem::{self, ExecutorSlot, SlotState, WriterSlot};
-use crate::worker::executor::argument;
-use crate::worker::{EXECUTOR, PROGRESS_WRITER};
+use crate::worker::{EXECUTOR, PROGRESS_WRITER, executor_argument};
 use pgrx::PgSqlErrorCode;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -94,7 +93,7 @@ impl Roster {
             name: format!("{EXECUTOR} for database {database_name}"),
             kind: EXECUTOR,
             function: "background_jobs_executor_main",
-            argument: argument(index, generation),
+            argument: executor_argument(index, generation),
         });
         match handle {
             Some(handle) => {

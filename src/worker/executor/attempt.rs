@@ -14,28 +14,11 @@ use crate::pg::{bgworker, clock, session, signal, timer, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
 use crate::protocol;
-use crate::shmem::{Action, Assignment};
-use crate::submit;
-use crate::worker::progress_writer;
+use crate::running::{self, Current};
+use crate::shmem::Action;
 use pgrx::PgSqlErrorCode;
-use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-/// The job that runs in this process, for current_job() and set_progress().
-#[derive(Clone, Copy)]
-pub struct Current {
-    pub assignment: Assignment,
-    pub max_attempts: i32,
-}
-
-thread_local! {
-    static CURRENT: Cell<Option<Current>> = const { Cell::new(None) };
-}
-
-pub fn current() -> Option<Current> {
-    CURRENT.get()
-}
 
 /// What a job owes to those that it shares its transaction with.
 pub struct Company<'a> {
@@ -65,7 +48,6 @@ pub fn run(executor: &mut Executor, job: &Job, company: Company) -> Run {
                 row::restart_progress(executor, job);
             });
             timer::disarm();
-            submit::not_finishing();
             Run::of(job, Ended::Restarted)
         }
     }
@@ -90,7 +72,7 @@ fn call(executor: &mut Executor, job: &Job, Company { shares, left, returned }: 
             // The handler has swallowed it.
             PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was interrupted").raise();
         }
-        close_progress(executor);
+        progress::close(executor.slot);
         if shares != Shares::Completion {
             row::complete(executor, job, value, run.started_at, &mut withdrawn);
         }
@@ -147,7 +129,7 @@ fn announce(job: &Job) -> String {
 fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
     let own_limit = (job.assignment.max_attempts > 0).then_some(job.assignment.max_attempts);
     let max_attempts = job.handler.policy(own_limit).max_attempts;
-    CURRENT.set(Some(Current { assignment: job.assignment, max_attempts }));
+    running::set_job(Some(Current { assignment: job.assignment, max_attempts }));
     executor.slot.started_at.store(started_at, Ordering::Release);
     journal::begin(
         executor.index,
@@ -176,15 +158,10 @@ fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
 /// How long a job runs before the dispatcher is woken to watch over it; of most it need not hear before their end.
 const UNWATCHED: Duration = Duration::from_millis(5);
 
-/// Nothing of the attempt goes on: no interrupt, no progress, no row that is ours to finish.
+/// Nothing of the attempt goes on: no interrupt, no progress.
 pub fn end(executor: &Executor) {
     timer::forget_reminder();
     forget_cancel();
-    submit::not_finishing();
-    CURRENT.set(None);
-    close_progress(executor);
-}
-
-fn close_progress(executor: &Executor) {
-    progress::close(executor.slot, progress_writer::is_alive);
+    running::set_job(None);
+    progress::close(executor.slot);
 }

@@ -21,20 +21,17 @@ mod settle;
 mod tables;
 mod together;
 
-pub use attempt::{Current, current};
-pub use outcome::timeout_error;
-
 use crate::catalog::{self, Counts};
 use crate::gucs;
 use crate::handler::Handlers;
 use crate::journal;
 use crate::pg::memory::{self, Context};
 use crate::pg::role::bookkeeping;
-use crate::pg::{bgworker, clock, guc, lwlock, role, signal, spi, timer, xact};
+use crate::pg::{bgworker, clock, guc, lwlock, signal, spi, timer, xact};
+use crate::running;
 use crate::shmem::{self, DatabaseSlot, ExecutorSlot, SlotState};
-use crate::worker::{EXECUTOR, Next, run as run_worker};
+use crate::worker::{EXECUTOR, Next, executor_of, run as run_worker};
 use pgrx::pg_sys::Oid;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -44,15 +41,6 @@ const TENURE: Duration = Duration::from_millis(500);
 /// How long code of the owner may take that is no handler: triggers, policies and constraints around its rows.
 const PATIENCE: Duration = Duration::from_secs(5);
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
-
-thread_local! {
-    static SLOT: Cell<Option<(usize, &'static ExecutorSlot)>> = const { Cell::new(None) };
-}
-
-/// The slot of this process, if it is an executor.
-pub fn own_slot() -> Option<&'static ExecutorSlot> {
-    SLOT.get().map(|(_, slot)| slot)
-}
 
 pub struct Executor {
     slot: &'static ExecutorSlot,
@@ -73,18 +61,12 @@ pub struct Executor {
     idle_since: Instant,
 }
 
-/// The slot's index in the lower half, its generation in the upper.
-pub fn argument(index: usize, generation: u32) -> u64 {
-    u64::from(generation) << 32 | index as u64
-}
-
 pub fn main(argument: u64) {
-    signal::install(Some(|| own_slot().is_some_and(|slot| slot.interrupt().is_some())));
-    let index = (argument & 0xffff_ffff) as usize;
+    signal::install(Some(|| running::slot().is_some_and(|(_, slot)| slot.interrupt().is_some())));
+    let (index, generation) = executor_of(argument);
     let slot = &shmem::executors()[index];
     let ours = lwlock::with(true, || {
-        let ours =
-            slot.state() == SlotState::Starting && slot.generation.load(Ordering::Acquire) == (argument >> 32) as u32;
+        let ours = slot.state() == SlotState::Starting && slot.generation.load(Ordering::Acquire) == generation;
         if ours {
             slot.process.announce();
         }
@@ -93,10 +75,10 @@ pub fn main(argument: u64) {
     if !ours {
         return;
     }
-    SLOT.set(Some((index, slot)));
+    running::set_slot(Some((index, slot)));
     bgworker::at_exit(leave);
     signal::at_quit(|| {
-        if let Some((index, _)) = SLOT.get() {
+        if let Some((index, _)) = running::slot() {
             journal::told_to_quit(index);
         }
     });
@@ -108,8 +90,10 @@ pub fn main(argument: u64) {
     guc::notice_deadlocks_first();
     memory::keep_freed();
     timer::register_reminder(|| {
-        if let Some(dispatcher) = own_slot().and_then(|slot| shmem::database(slot.database.load(Ordering::Acquire))) {
-            dispatcher.dispatcher.wake();
+        if let Some((_, slot)) = running::slot()
+            && let Some(database) = shmem::database(slot.database.load(Ordering::Acquire))
+        {
+            database.dispatcher.wake();
         }
     });
     bgworker::report_application_name(EXECUTOR);
@@ -136,7 +120,8 @@ pub fn main(argument: u64) {
 
 /// The exit callback: what was not finished goes back to the dispatcher, and the slot to whoever waits for one.
 fn leave() {
-    let Some((index, slot)) = SLOT.take() else { return };
+    let Some((index, slot)) = running::slot() else { return };
+    running::set_slot(None);
     // A worker that leaves because the postmaster is gone is part of a crash.
     if bgworker::postmaster_is_alive() {
         journal::end(index);
@@ -269,19 +254,4 @@ impl Executor {
     fn count(&mut self, table: u32, handler: &str, add: impl FnOnce(&mut Counts)) {
         add(self.stats.entry((table, handler.to_string())).or_default());
     }
-}
-
-/// Wakes whoever writes the progress of this executor's job.
-pub fn progress_reported(slot: &ExecutorSlot) {
-    let (database, owner) = (slot.database.load(Ordering::Acquire), slot.owner.load(Ordering::Acquire));
-    if crate::worker::progress_writer::is_there(database, owner) {
-        crate::worker::progress_writer::wake(database, owner);
-    } else if let Some(dispatcher) = shmem::database(database) {
-        dispatcher.dispatcher.wake();
-    }
-}
-
-/// Is the session still what the jobs of this owner's tables may run in?
-fn may_run_for(owner: Oid) -> bool {
-    owner == role::session() && (!role::is_superuser(owner) || gucs::ALLOW_SUPERUSER_JOBS.get())
 }

@@ -5,6 +5,7 @@ use super::put_back::{after, back_off, conflict, fail_later, own_limit, retreat}
 use super::row;
 use super::{Executor, PATIENCE};
 use crate::catalog;
+use crate::handler;
 use crate::job::{Setback, Timing};
 use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
@@ -15,7 +16,6 @@ use crate::pg::role::bookkeeping;
 use crate::pg::{guc, spi, timer, xact};
 use crate::protocol::{self, Ending};
 use crate::shmem::{Assignment, Interrupt};
-use crate::submit;
 use pgrx::PgSqlErrorCode;
 use std::time::Duration;
 
@@ -96,19 +96,11 @@ pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>, ours: b
     let setback = protocol::setback(interrupt, is_conflict(&error) && !asked_for);
     if setback == Setback::Timeout {
         let timeout = job.handler.definition.timeout.or_else(crate::gucs::handler_timeout).unwrap_or_default();
-        let mut timed_out = timeout_error(timeout);
+        let mut timed_out = handler::timeout_error(timeout);
         timed_out.context = error.context;
         return (setback, timed_out);
     }
     (setback, error)
-}
-
-pub fn timeout_error(timeout: Duration) -> PgError {
-    PgError::new(
-        PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
-        format!("background job timed out after {} ms", timeout.as_millis()),
-    )
-    .hint("Raise the handler's timeout, or background_jobs.handler_timeout.")
 }
 
 /// Writes down a setback, after the job's subtransaction was rolled back: back into the queue, or failed for good.
@@ -127,7 +119,6 @@ pub fn record(executor: &mut Executor, job: &Job, setback: Setback, error: &PgEr
     let overran = timer::fired();
     timer::disarm();
     recorded.unwrap_or_else(|second| {
-        submit::not_finishing();
         let disturbed = is_disturbed(&second) && !overran;
         let retreated = briefly(&line, &keep, || match disturbed {
             true if setback == Setback::Conflict => {
@@ -216,7 +207,6 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
     });
     let overran = timer::fired();
     failed.unwrap_or_else(|error| {
-        submit::not_finishing();
         let retreated = briefly(&line, &keep, || match is_disturbed(&error) && !overran {
             true => fail_later(job, &error, started_at),
             false => retreat(job, &error, started_at),

@@ -3,6 +3,7 @@
 use super::Executor;
 use super::batch::Job;
 use crate::catalog;
+use crate::finishing;
 use crate::job_table::Statements;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
@@ -15,7 +16,6 @@ use crate::planted::{self, Bug};
 use crate::progress;
 use crate::protocol::{self, Ending};
 use crate::shmem::{Action, Assignment};
-use crate::submit;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Datum;
 use std::rc::Rc;
@@ -111,7 +111,7 @@ pub fn finish_row(
 ///
 /// A client that keeps the row locked must not keep the executor: it is a conflict then, and the job runs again.
 fn on_row<T>(job: &Job, f: impl FnOnce() -> T) -> T {
-    guc::with_lock_timeout(ROW_PATIENCE, || guc::nested(|| submit::while_finishing(vec![job.assignment.job()], f)))
+    guc::with_lock_timeout(ROW_PATIENCE, || guc::nested(|| finishing::run(vec![job.assignment.job()], f)))
 }
 
 /// The job's table, for the end of its run. A client that has all of the table for itself, to rewrite it, must not keep the

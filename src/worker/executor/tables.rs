@@ -1,6 +1,7 @@
 //! The job tables that this executor has met: checked under a lock, with their prepared statements.
 
 use crate::job_table::{self, Statements};
+use crate::owner;
 use crate::pg::error::PgError;
 use crate::pg::relation::{self, Lock};
 use pgrx::PgSqlErrorCode;
@@ -37,10 +38,10 @@ impl Tables {
         if let Some(known) = self.known.get(&oid)
             && known.changes == changes
         {
-            return super::may_run_for(known.owner).then(|| Rc::clone(&known.statements));
+            return owner::is_served_here(known.owner).then(|| Rc::clone(&known.statements));
         }
         let relation = relation::open(Oid::from(oid), lock)?;
-        if !super::may_run_for(relation.owner) {
+        if !owner::is_served_here(relation.owner) {
             return None;
         }
         let options = job_table::attachment(&relation)?;

@@ -3,6 +3,7 @@
 use super::Executor;
 use super::group::COMPANY;
 use super::row::finish;
+use crate::finishing;
 use crate::job::Tid;
 use crate::job_table::Statements;
 use crate::pg::clock::{self, Timestamp};
@@ -15,7 +16,6 @@ use crate::pg::{guc, spi, xact};
 use crate::planted::{self, Bug};
 use crate::protocol::Flags;
 use crate::shmem::Assignment;
-use crate::submit;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Datum;
 
@@ -61,7 +61,7 @@ fn complete_in(table: &Statements, jobs: &[Returned]) -> usize {
             guc::set_local(setting, "off");
         }
         guc::set_local(c"plan_cache_mode", "force_generic_plan");
-        submit::while_finishing(refs, || {
+        finishing::run(refs, || {
             spi::connect(|| {
                 let arguments = [
                     spi::uuids(jobs.iter().map(|job| &job.assignment.id)),
