@@ -126,7 +126,7 @@ pub fn create_statement(qualified_name: &str, options: &Options) -> String {
     format!("CREATE TABLE {qualified_name} ({}) WITH (fillfactor = 45)", columns.join(", "))
 }
 
-/// A table that passed the checks, under the lock that was asked for.
+/// The relation, under this lock.
 pub fn open(oid: Oid, lock: Lock) -> Result<Relation, PgError> {
     relation::open(oid, lock).ok_or_else(|| {
         PgError::new(

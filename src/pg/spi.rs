@@ -109,9 +109,8 @@ impl Statement {
         self.run(args, true, limit)
     }
 
-    /// Calls `f` for each row of a query without parameters, a batch at a time, so that their number does not matter. Under the active
-    /// snapshot.
-    /// What `f` allocates of the server is freed after the batch.
+    /// Calls `f` for each row of a query without parameters, a batch at a time, so that their number does not matter. Under
+    /// the active snapshot. What `f` allocates of the server is freed after the batch.
     pub fn for_each(&self, mut f: impl FnMut(&Rows, usize)) {
         const BATCH: i64 = 1000;
         let scratch = Context::new_scratch(c"background_jobs batch of rows");
