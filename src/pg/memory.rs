@@ -1,6 +1,6 @@
 //! Memory contexts: who owns what was allocated by the server.
 
-use pgrx::{AllocatedByRust, PgBox, pg_sys};
+use pgrx::pg_sys;
 use std::ffi::CStr;
 
 /// A memory context: emptied with `reset`, and there until its owner deletes it or the context that it is a child of.
@@ -122,12 +122,6 @@ pub fn hold_varlena(datum: pg_sys::Datum, into: &Context) -> HeldDatum {
         // depends neither on the tuple's memory nor on a snapshot that protects its TOAST rows.
         HeldDatum(unsafe { pg_sys::Datum::from(pg_sys::pg_detoast_datum_copy(datum.cast_mut_ptr())) })
     })
-}
-
-/// A zeroed C structure owned by Rust.
-pub fn zeroed<T: Copy>() -> PgBox<T, AllocatedByRust> {
-    // SAFETY: used for C structures only, for which all zeroes is what MemSet gives them in C, too.
-    unsafe { PgBox::<T>::alloc0() }
 }
 
 /// The memory context that was current when this was made: that of a function's result, before SPI has its own.

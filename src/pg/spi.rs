@@ -134,7 +134,7 @@ impl Statement {
     }
 
     fn run(&self, args: Args, read_only: bool, limit: usize) -> Rows {
-        debug_assert_eq!(args.len(), self.types.len());
+        assert_eq!(args.len(), self.types.len());
         let plan = self.plan();
         let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.unwrap_or(0.into())).collect();
         let nulls: Vec<i8> = args.iter().map(|a| if a.is_some() { b' ' } else { b'n' } as i8).collect();
