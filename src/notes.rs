@@ -58,7 +58,7 @@ fn pending(f: impl FnOnce(&mut Pending)) {
     PENDING.with_borrow_mut(f);
 }
 
-/// When the lane is to be looked at after the commit.
+/// After the commit, the lane is to be looked at for `run_at`.
 pub fn note_job(lane: LaneKey, run_at: Timestamp) {
     note_change(lane, run_at, None);
 }
@@ -91,7 +91,7 @@ pub fn note_handlers() {
     pending(|p| p.handlers = true);
 }
 
-/// Has this transaction changed handlers, or does it look so?
+/// Has this transaction changed handlers, or may it have?
 pub fn handlers_changed() -> bool {
     SOMETHING_PENDING.get() && PENDING.with_borrow(|p| p.handlers)
 }
