@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # The figures of this machine beside those of other job systems, in one run. Arguments go to the peers' benchmark.
-#   PEERS       where that benchmark lies (its program is called run); default: ../shared/peers
+#   PEERS       where that benchmark lies (its program is called run); has to be given
 #   PEERS_WORK  its scratch directory, about 1.5 GB, prepared once; default: target/peers
 #   PEERS_JSON  where the results go; default: target/bench/peers.json
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . scripts/setup.sh
 
-peers=${PEERS:-$root/../shared/peers}
+peers=${PEERS:-}
 export PEERS_WORK=${PEERS_WORK:-$root/target/peers}
 json=${PEERS_JSON:-$root/target/bench/peers.json}
 
-[ -f "$peers/run" ] && [ -f "$peers/bench.py" ] || die "there is no benchmark of the peers at $peers" \
-    "it is not part of this repository; say where it is: make bench-peers PEERS=/path/to/peers"
+where="it is not part of this repository; say where it is: make bench-peers PEERS=/path/to/their/benchmark"
+[ -n "$peers" ] || die "PEERS does not say where the benchmark of the peers is" "$where"
+[ -f "$peers/run" ] && [ -f "$peers/bench.py" ] || die "there is no benchmark of the peers at $peers" "$where"
 missing=()
 for program in python3 node npm pgrep; do command -v "$program" >/dev/null || missing+=("$program"); done
 [ ${#missing[@]} -eq 0 ] || die "missing: ${missing[*]}" "the peers need Python 3.11, Node 20 with npm, and procps"

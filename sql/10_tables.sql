@@ -4,7 +4,7 @@
 
 -- A lane of a job table in one number, so that an insert into the queue compares numbers only: 46 bits for the handler's name,
 -- 16 for the priority, 2 for the timing. Lanes of one handler lie side by side in order. Different names that share their
--- 46 bits would share lanes, so readers look at the name, too; nobody finds a name that shares another's.
+-- 46 bits would share lanes, so readers look at the name, too. To find a name that shares another's takes some 2^46 hashes.
 CREATE FUNCTION background_jobs.lane_of(handler text, priority smallint, timing smallint) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT (('x' OPERATOR(pg_catalog.||) pg_catalog.encode(pg_catalog.substring(pg_catalog.sha256(

@@ -23,7 +23,7 @@ pub fn callbacks() -> Callbacks {
 }
 
 fn before_exclusive(name: &str) {
-    // Who may not do it gets the server's own error, and disturbs nobody.
+    // A caller without the privilege gets the server's own error, and no worker is disturbed.
     let Some(oid) = database::owned_by_current_user(name) else { return };
     if !pg_shmem::attached() || oid == database::current() {
         return;

@@ -1,5 +1,5 @@
-//! How a job enters the queue: in the ordinary case without SQL, and with others of its statement if it can wait for them; else by
-//! a statement that knows what to do about what is there already.
+//! How a job enters the queue. Ordinarily without SQL, together with the rows of its statement where it may wait for them;
+//! otherwise by a statement that deals with what the queue already holds.
 
 use crate::catalog::{self, Destination, NewJob, Submission};
 use crate::destinations;
@@ -129,7 +129,7 @@ fn refuse_taken_id(job: JobRef) -> ! {
         format!("an unfinished job with id {} exists already in job table \"{table}\"", format_id(&job.id)),
     )
     .detail("The id names the job, so it has to be unique over all partitions.")
-    .hint("Should no partition have such a row, call background_jobs.detach() and background_jobs.attach().")
+    .hint("If no partition has such a row, call background_jobs.detach() and background_jobs.attach().")
     .raise()
 }
 

@@ -1,7 +1,7 @@
-//! What is left of a line of numbers between the stretches of it that are known already: lanes of a table, or tables.
+//! The gaps between known stretches of a number line: a table's lanes, or table OIDs.
 //!
-//! Who looks for something new in the queue looks in the gaps only. In what is known, the index may be full of dead entries, which stay
-//! as long as somebody's old snapshot does.
+//! Who looks for something new in the queue looks in the gaps only. In what is known, the index may be full of dead entries,
+//! which stay as long as somebody's old snapshot does.
 
 use std::ops::RangeInclusive;
 

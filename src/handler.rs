@@ -33,8 +33,9 @@ impl Handler {
         policy(&self.definition, job_max_attempts)
     }
 
-    /// The function of that name and exactly these argument types, if it is still the registered one's owner's. Others of that name
-    /// that could be called with them (anyelement, VARIADIC, further arguments with defaults) may be anybody's.
+    /// The function of that name and exactly these argument types, provided it still belongs to the owner it had at
+    /// registration. Others of that name that could be called with them (anyelement, VARIADIC, further arguments with
+    /// defaults) may be anybody's.
     pub fn function(&self) -> Exact {
         let definition = &self.definition;
         let (types, named): (&[pg_sys::Oid], _) = if definition.takes_id {
@@ -53,9 +54,12 @@ impl Handler {
         if function.owner != definition.function_owner {
             PgError::new(
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                format!("handler function {} belongs to another role than the one registered", definition.function),
+                format!(
+                    "handler function {} no longer belongs to the role that owned it at registration",
+                    definition.function
+                ),
             )
-            .hint("Look at the function, and register it again with background_jobs.register_handler().")
+            .hint("Check the function, and register it again with background_jobs.register_handler().")
             .raise();
         }
         if !matches!(function.returns, Some(pg_sys::VOIDOID | pg_sys::JSONBOID)) {

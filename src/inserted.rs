@@ -1,5 +1,5 @@
-//! Which row an INSERT of ours has inserted, as the row trigger sees it: a trigger of the owner's may have given it another id, and
-//! RETURNING would take the right to SELECT.
+//! Which row an INSERT of ours has inserted, as the row trigger sees it: a trigger of the owner's may have given it another
+//! id, and RETURNING would require SELECT.
 
 use crate::job::{JobId, JobRef};
 use crate::pg::call::trigger_depth;

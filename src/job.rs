@@ -97,13 +97,14 @@ pub fn of_lane_number(lane: i64) -> (i16, Timing) {
 /// The states that views show. Derived from the row, the queue and the executors; never stored.
 ///
 /// ```text
-///            +--> scheduled --+
-///            |                v
-///  INSERT ---+--> available ----> running ----> completed
-///            |        ^              |  |
-///            |        |              |  +-----> failed
-///            |        +- retrying <--+
-///            +--> unhandled            any of the left ones --> cancelled
+///              +--> scheduled --+
+///              |                v
+/// INSERT ------+--> available -----> running -----> completed
+///              |       ^               |  ^  |
+///              |       v               v  |  +----> failed
+///              +--> unhandled        retrying
+///
+/// scheduled, available, unhandled, running, retrying -----> cancelled
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {

@@ -7,8 +7,8 @@
 //!
 //! Where a suspect of an earlier crash was among them, not everybody is accused: an executor that is told to quit because of
 //! another process's crash says so in its place, and those that have not said so were the crash; if that tells nobody from the
-//! others, it is the suspect, of which only one runs at a time. The others are bystanders: they are charged if it turns out that the accused cannot be, because
-//! somebody had cancelled or finished it.
+//! others, it is the suspect, of which only one runs at a time. The others are bystanders: they are charged if it turns out
+//! that the accused cannot be, because somebody had cancelled or finished it.
 //!
 //! The file lies beside the statistics files, which a base backup leaves out: a copy of the server accuses nobody.
 //! If it is lost with the machine, nobody is charged.

@@ -3,8 +3,10 @@
 //! # The words
 //!
 //! A **job** is a row of a **job table**, which belongs to the application. A **handler** is a name that the table's owner
-//! has bound to a function. The **queue** is the extension's private table of unfinished jobs. An **attempt** is one run of a
-//! job. A **claim** is a job handed to an executor; it lives in shared memory only.
+//! has bound to a function. The **owner**, of a job or an executor, is the role that owns the job table. The **queue** is the
+//! extension's private table of unfinished jobs. A **lane** is what the queue has of one table, handler, priority and timing
+//! (immediate, scheduled, retry or quarantine). An **attempt** is one run of a job. A **claim** is a job handed to an
+//! executor; it lives in shared memory only.
 //!
 //! # The processes
 //!
@@ -16,8 +18,9 @@
 //!         '- progress writer   per (database, owner), while jobs report progress
 //! ```
 //!
-//! No user code ever runs in a superuser session: an executor's session is opened as the owner. The one privileged step, writing
-//! the extension's own tables, switches user *up* around fixed statements (`pg::role::bookkeeping`), never down.
+//! No user code ever runs in a superuser session, unless `background_jobs.allow_superuser_jobs` is on: an executor's session
+//! is opened as the owner. The one privileged step, writing the extension's own tables, switches user *up* around fixed
+//! statements (`pg::role::bookkeeping`), never down, or goes below SQL, where nobody asks for privileges (`pg::heap`).
 //!
 //! # One life of a job
 //!
@@ -25,9 +28,10 @@
 //! INSERT -> row trigger (submit) -> row in the queue (enqueue), note in this process (notes)
 //!   -> a lone job, after a pause: an idle executor is woken (shmem::alert) and gets ready (executor::expect) meanwhile
 //!   -> COMMIT
-//!   -> a lone job, on a server with nothing else to do: mailbox of an idle executor, latch (shmem::direct)
+//!   -> a lone job, while the dispatcher is quiet and the owner has an idle executor: its mailbox, latch (shmem::direct)
 //!   -> else: note to shared memory, latch
-//!      -> dispatcher: takes the job from the note or reads the lane (dispatcher::lane), picks an executor (dispatcher::assign)
+//!      -> dispatcher: takes the job from the note or reads the lane (dispatcher::reading),
+//!         picks an executor (dispatcher::assign)
 //!         -> mailbox, latch
 //!   -> executor: loads the payload (executor::batch), calls the handler in a subtransaction (executor::attempt, pg::invoke),
 //!      completes the row and deletes the queue's row, alone (executor::row) or with other short jobs (executor::together)
@@ -46,7 +50,7 @@
 //!
 //! Where the two rows lie is told along the way (`job::Tid`), which saves three walks down an index for each job. It is a hint:
 //! whoever goes there looks whether it is the right row, and else looks for the id. Where nothing of the owner's is to run, and
-//! no policy or privilege is in the way, rows are read and a batch's are completed there below SQL (`pg::place`).
+//! no policy or privilege is in the way, rows are read and a group's are completed there below SQL (`pg::place`).
 //!
 //! # Shared memory
 //!
@@ -56,14 +60,16 @@
 //!
 //! # Crashes
 //!
-//! What each executor runs it notes in a file that outlives the processes (`journal`). What stands there when the server comes up
-//! was running when it crashed: it is charged an attempt, waits for `crash_quarantine`, and runs as the only suspect.
+//! What each executor runs it notes in a file that outlives the processes (`journal`). What stands there when the server
+//! comes up was running when it crashed: it is suspected (`journal` says who is charged). A job that is charged waits for
+//! `crash_quarantine`, and runs as the only suspect.
 //!
 //! # CREATE and DROP EXTENSION, and databases that want to be alone
 //!
-//! The install script tells the launcher at commit, or whoever commits the transaction if it was prepared (`prepared`). A dispatcher
-//! that finds the extension gone sends its executors away and leaves. Before a DROP, RENAME or copy of a database, the session that runs
-//! the command sends our workers out of it and keeps them out until its transaction ends (`databases`).
+//! The install script tells the launcher at commit, or whoever commits the transaction if it was prepared (`prepared`). A
+//! dispatcher that finds the extension gone sends its executors away and leaves. Before a DROP, RENAME or copy of a database,
+//! or its move to another tablespace, the session that runs the command sends our workers out of it and keeps them out until
+//! its transaction ends (`databases`).
 //!
 //! # Layers
 //!

@@ -58,7 +58,7 @@ fn pending(f: impl FnOnce(&mut Pending)) {
     PENDING.with_borrow_mut(f);
 }
 
-/// When the lane is to be looked at after the commit.
+/// After the commit, the lane is to be looked at for `run_at`.
 pub fn note_job(lane: LaneKey, run_at: Timestamp) {
     note_change(lane, run_at, None);
 }

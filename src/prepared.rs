@@ -1,5 +1,6 @@
-//! COMMIT PREPARED: what the transaction had to tell, its session has told when it prepared it, and is told again when it holds. Nobody knows
-//! what it was, so whoever could be concerned looks. (Where logical replication applies such a commit, only the next poll does.)
+//! COMMIT PREPARED. The session told others when it prepared, too early for them to see anything; so they are told again once
+//! it is committed. Nobody knows what it was, so whoever could be concerned looks. (Where logical replication applies such a
+//! commit, only the next poll does.)
 
 use crate::pg::{database, shmem as pg_shmem};
 use crate::shmem::{self, WaiterSlot};

@@ -3,7 +3,8 @@
 //! tests/model, which tries every order of events on it.
 //!
 //! Where a decision is the WHERE clause of a statement, the statement's text stands beside the function that says the same,
-//! and tests/server/tests/agreement.rs runs one against the other.
+//! but for run_now()'s and a submission's (`catalog::make_due`, `catalog::enqueue`). tests/server/tests/agreement.rs runs one
+//! against the other.
 
 use crate::job::{FREE_CONFLICTS, Setback, Timing};
 

@@ -5,7 +5,8 @@ use server_tests::{App, Cluster, Uuid};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// What is measured with, printed with the figures; everything else is PostgreSQL's default and ours.
+/// What is measured with, printed with the figures. Besides, only what every test server has (`Cluster::builder`: more worker
+/// processes, no TCP, another prefix of log lines); everything else is PostgreSQL's default and ours.
 pub const SETTINGS: &[(&str, &str)] = &[
     ("fsync", "on"),
     ("synchronous_commit", "on"),

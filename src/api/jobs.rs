@@ -163,7 +163,7 @@ fn insert(args: &Args, table: &Relation, options: &Options, handler: &str) -> Fa
         pg_sys::TEXTOID,
         pg_sys::INT4OID,
     ];
-    // Made here, because reading it back would take the right to SELECT.
+    // Made here, because reading it back would require SELECT.
     let id = args.uuid(8).unwrap_or_else(call::random_uuid);
     let given = [
         spi::uuid(&id),

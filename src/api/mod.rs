@@ -30,7 +30,7 @@ fn require_preload() -> Fallible<()> {
         return Ok(());
     }
     Err(PgError::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "background_jobs is not loaded")
-        .detail("It has to be there when the server starts.")
+        .detail("It must be loaded at server start.")
         .hint("Put shared_preload_libraries = 'background_jobs' into postgresql.conf and restart the server."))
 }
 

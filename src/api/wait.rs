@@ -119,7 +119,7 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("job {} was submitted by this transaction", format_id(&job.id)),
             )
-            .hint("Commit first: nobody else can see the job before."));
+            .hint("Commit first; until then nobody else can see the job."));
         }
         if xact::keeps_snapshot() {
             return Err(PgError::new(
@@ -134,7 +134,7 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
                 PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
                 format!("job {} did not finish within {} ms", format_id(&job.id), timeout.as_millis()),
             )
-            .hint("It goes on; wait again, or look at background_jobs.status()."));
+            .hint("The job continues; wait again, or look at background_jobs.status()."));
         }
         match &place {
             // It may have ended since it was read, so it is read once more.

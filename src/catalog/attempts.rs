@@ -71,18 +71,6 @@ pub fn put_back_free(assignment: &Assignment, run_at: Timestamp) -> Option<i16> 
         .get(0, 1)
 }
 
-/// Locks the submission's place in the queue, unless somebody else has it locked. False: somebody has, or it is not there any more.
-pub fn lock_if_free(job: JobRef, enqueued_at: Timestamp) -> bool {
-    statement!(
-        "SELECT 1 FROM background_jobs.queued_job
-          WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 FOR UPDATE SKIP LOCKED",
-        [OID, UUID, TIME]
-    )
-    .execute(&[table(job.table), uuid(&job.id), timestamp(enqueued_at)], 1)
-    .processed
-        > 0
-}
-
 /// The same of a job whose row is not there, of which `error` tells if nothing else has happened to it. Since when is kept with
 /// the error, until the job has been run.
 pub fn put_back_missing(assignment: &Assignment, run_at: Timestamp, error: Option<Datum>, now: Timestamp) -> bool {
@@ -108,6 +96,19 @@ pub fn missing_since(job: JobRef) -> Option<Timestamp> {
     )
     .execute(&[table(job.table), uuid(&job.id)], 1)
     .timestamp(0, 1)
+}
+
+/// Locks the submission's place in the queue, unless somebody else has it locked. False: somebody has, or it is not there
+/// any more.
+pub fn lock_if_free(job: JobRef, enqueued_at: Timestamp) -> bool {
+    statement!(
+        "SELECT 1 FROM background_jobs.queued_job
+          WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 FOR UPDATE SKIP LOCKED",
+        [OID, UUID, TIME]
+    )
+    .execute(&[table(job.table), uuid(&job.id), timestamp(enqueued_at)], 1)
+    .processed
+        > 0
 }
 
 /// How many conflicts of the job went uncharged so far.

@@ -82,7 +82,7 @@ pub fn tables_but(known: impl Iterator<Item = u32>) -> Vec<u32> {
     (0..rows.processed).filter_map(|row| rows.get::<Oid>(row, 1)).map(Oid::to_u32).collect()
 }
 
-/// No job of the lane waits for longer than until `latest`, but for those that somebody has locked.
+/// Lets no job of the lane wait beyond `latest`, except locked ones.
 pub fn bring_forward(lane: &LaneKey, latest: Timestamp) {
     statement!(
         "UPDATE background_jobs.queued_job SET run_at = $5

@@ -20,7 +20,7 @@ pub struct Handler {
     pub max_retry_delay: Option<Duration>,
     pub concurrency: Option<i32>,
     pub synchronous_commit: Option<String>,
-    /// Another one after each registration, whatever it changed.
+    /// Differs after every registration, even one that changed nothing.
     pub registered_at: Timestamp,
 }
 

@@ -1,8 +1,8 @@
 //! Every statement on the extension's own tables, one function a verb.
 //!
 //! Callers are inside a transaction, inside `role::bookkeeping` (sessions and executors) or in a session that is pinned for
-//! good (the dispatcher), and inside `spi::connect`. Every change of a queued job carries its guard: the identity of the
-//! submission, and where it matters the number of attempts.
+//! good (the dispatcher), and inside `spi::connect`. Whatever ends or sets back an attempt carries its guard: the identity
+//! of the submission, and the number of attempts.
 
 mod attempts;
 mod dispatch;

@@ -126,7 +126,7 @@ pub fn create_statement(qualified_name: &str, options: &Options) -> String {
     format!("CREATE TABLE {qualified_name} ({}) WITH (fillfactor = 45)", columns.join(", "))
 }
 
-/// A table that passed the checks, under the lock that was asked for.
+/// The relation, under this lock.
 pub fn open(oid: Oid, lock: Lock) -> Result<Relation, PgError> {
     relation::open(oid, lock).ok_or_else(|| {
         PgError::new(
@@ -178,12 +178,12 @@ pub fn check_shape(table: &Relation, options: &Options) -> Result<(), PgError> {
 
 /// The statements that (re)create the triggers.
 ///
-/// That of INSERT looks at the row itself: the server reads the text of a WHEN clause anew for each statement, which takes longer than
-/// the rest of a trigger, and rows that are inserted are seldom finished.
+/// The INSERT trigger has no WHEN clause: the server parses one anew for every statement, which takes longer than the rest of
+/// a trigger, and rows that are inserted are seldom finished.
 pub fn trigger_statements(table: &Relation, options: &Options) -> Vec<String> {
     let name = table.qualified_name();
     let open = |row: &str| format!("{row}.completed IS NOT TRUE AND {row}.cancelled IS NOT TRUE");
-    // Those that submit nothing have none: the server copies each trigger's for each statement.
+    // Triggers that submit nothing get no arguments: the server copies them for every statement.
     let (told, nothing) = (options.arguments(), String::new());
     let definitions = [
         (SUBMIT_TRIGGER, "INSERT", "FOR EACH ROW".to_string(), "submit", &told),

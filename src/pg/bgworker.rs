@@ -1,6 +1,5 @@
 //! Starting background workers and knowing how they fare.
 
-use crate::pg::memory::zeroed;
 use crate::pg::{encoding, guc, latch, role, signal};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
@@ -23,7 +22,7 @@ fn fill(target: &mut [c_char], text: &str) {
 }
 
 fn describe(wanted: &Registration, restart_seconds: i32) -> pg_sys::BackgroundWorker {
-    let mut worker = *zeroed::<pg_sys::BackgroundWorker>();
+    let mut worker = pg_sys::BackgroundWorker::default();
     fill(&mut worker.bgw_name, &wanted.name);
     fill(&mut worker.bgw_type, wanted.kind);
     fill(&mut worker.bgw_library_name, "background_jobs");

@@ -72,8 +72,9 @@ thread_local! {
     static LOCK_TIMEOUT_BEFORE: Cell<Option<i32>> = const { Cell::new(None) };
 }
 
-/// Runs `f`, which waits for a lock no longer than `limit`, nor than whoever calls this inside another `f` may wait. Below the setting, which is the user's and costs a hundred times as
-/// much to change. After an error `restore_lock_timeout` has to be called.
+/// Runs `f`, which waits for a lock no longer than `limit`, nor longer than an enclosing call allows. Sets the variable behind
+/// the setting: that is a hundred times cheaper and leaves the user's setting alone. After an error `restore_lock_timeout` has
+/// to be called.
 pub fn with_lock_timeout<T>(limit: Duration, f: impl FnOnce() -> T) -> T {
     // SAFETY: a plain variable of this process, in milliseconds; the setting behind it is put back by its own means before.
     let before = unsafe { pg_sys::LockTimeout };

@@ -3,7 +3,7 @@
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::Cell;
 
-/// What a row is to do that has a key which a unique index has already.
+/// What to do about a row whose key a unique index already has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Duplicate {
     /// Tell, without a wait for whoever may be about to make one.

@@ -8,7 +8,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::Cell;
 
 thread_local! {
-    /// Of a table's so many first columns the descriptor, which takes longer to make than a row.
+    /// Table, number of columns, and their descriptor, which takes longer to make than a row.
     static FIRST_COLUMNS: Cell<(Oid, i16, pg_sys::TupleDesc)> = const { Cell::new((Oid::INVALID, 0, std::ptr::null_mut())) };
 }
 

@@ -53,10 +53,11 @@ impl Invoked {
     }
 
     fn result(&self, function: &Exact, arguments: &[Datum]) -> Option<Datum> {
+        assert!(arguments.len() <= ARGUMENTS);
         let prepared = self.of.take().is_some_and(|of| of == *function);
         let info = self.info.get();
-        // SAFETY: the information lives as long as this value, and nobody else uses it meanwhile; arguments are of the function's types.
-        // The call's own is on this stack during the call, which may leave it with an error.
+        // SAFETY: the information lives as long as this value, and nobody else uses it meanwhile; arguments are of the function's
+        // types, and there is a place for each. The call's own is on this stack during the call, which may leave it with an error.
         let result = unsafe {
             if !prepared {
                 self.kept.reset();

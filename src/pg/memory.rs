@@ -1,13 +1,14 @@
 //! Memory contexts: who owns what was allocated by the server.
 
-use pgrx::{AllocatedByRust, PgBox, pg_sys};
+use pgrx::pg_sys;
 use std::ffi::CStr;
 
-/// A memory context of our own, child of the process's lasting one; emptied with `reset`, kept as long as the process.
+/// A memory context: emptied with `reset`, and there until its owner deletes it or the context that it is a child of.
 #[derive(Clone, Copy)]
 pub struct Context(pg_sys::MemoryContext);
 
 impl Context {
+    /// A child of the process's lasting one.
     pub fn new(name: &'static CStr) -> Self {
         // SAFETY: TopMemoryContext exists in every process that runs extension code; the name is static.
         Self(unsafe {
@@ -47,7 +48,7 @@ impl Context {
 
     /// Frees everything in the context. Datums that were copied into it are gone with this.
     pub fn reset(&self) {
-        // SAFETY: the context lives as long as the process; only a caller that holds no datum of it calls this.
+        // SAFETY: the context has not been deleted: its owner holds it. Only a caller that holds no datum of it calls this.
         unsafe { pg_sys::MemoryContextReset(self.0) }
     }
 
@@ -114,19 +115,13 @@ impl HeldDatum {
     }
 }
 
-/// Copies a varlena datum (toasted ones are kept as they are) into `into`.
+/// Copies a varlena datum, detoasted, into `into`.
 pub fn hold_varlena(datum: pg_sys::Datum, into: &Context) -> HeldDatum {
     into.run(|| {
         // SAFETY: `datum` is a varlena of a live tuple; the detoasted copy is allocated in `into`, so that it
         // depends neither on the tuple's memory nor on a snapshot that protects its TOAST rows.
         HeldDatum(unsafe { pg_sys::Datum::from(pg_sys::pg_detoast_datum_copy(datum.cast_mut_ptr())) })
     })
-}
-
-/// A zeroed C structure owned by Rust.
-pub fn zeroed<T: Copy>() -> PgBox<T, AllocatedByRust> {
-    // SAFETY: used for C structures only, for which all zeroes is what MemSet gives them in C, too.
-    unsafe { PgBox::<T>::alloc0() }
 }
 
 /// The memory context that was current when this was made: that of a function's result, before SPI has its own.

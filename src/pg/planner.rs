@@ -1,8 +1,8 @@
 //! What the planner believes of a queue, when it plans a statement of the extension's own.
 //!
-//! A queue is empty now and has a million rows in a minute, and VACUUM and ANALYZE write down what it was when they came by. Of a
-//! table with no rows on many pages every plan seems to cost nothing: one that reads all of it to find a job by its id, or that sorts all of it
-//! for the next few, is as good as any. So it is planned for as if it were always large.
+//! A queue is empty now and has a million rows in a minute, and VACUUM and ANALYZE write down what it was when they came
+//! by. Of a table with no rows on many pages every plan seems to cost nothing: one that reads all of it to find a job by its
+//! id, or that sorts all of it for the next few, is as good as any. So it is planned for as if it were always large.
 
 use crate::pg::encoding;
 use pgrx::pg_sys;

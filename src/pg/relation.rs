@@ -319,7 +319,7 @@ pub fn may_select(oid: pg_sys::Oid) -> bool {
 
 /// May a policy keep rows of the relation from the current user?
 pub fn hides_rows(oid: pg_sys::Oid) -> bool {
-    // SAFETY: as above; one that is gone has no policies.
+    // SAFETY: a look-up inside a transaction; one that is gone has no policies.
     unsafe {
         let security = pg_sys::check_enable_rls(oid, pg_sys::Oid::INVALID, true);
         security == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
@@ -331,7 +331,7 @@ pub fn may_insert(oid: pg_sys::Oid) -> bool {
     if owner(oid).is_none() || has_privilege(oid, pg_sys::ACL_INSERT) {
         return true;
     }
-    // SAFETY: as above.
+    // SAFETY: a look-up inside a transaction.
     unsafe {
         let (wanted, how) = (pg_sys::ACL_INSERT as pg_sys::AclMode, pg_sys::AclMaskHow::ACLMASK_ANY);
         pg_sys::pg_attribute_aclcheck_all(oid, pg_sys::GetUserId(), wanted, how) == pg_sys::AclResult::ACLCHECK_OK
@@ -342,7 +342,7 @@ fn has_privilege(oid: pg_sys::Oid, privilege: u32) -> bool {
     if owner(oid).is_none() {
         return false;
     }
-    // SAFETY: as above.
+    // SAFETY: a look-up inside a transaction.
     unsafe {
         let wanted = privilege as pg_sys::AclMode;
         pg_sys::pg_class_aclcheck(oid, pg_sys::GetUserId(), wanted) == pg_sys::AclResult::ACLCHECK_OK

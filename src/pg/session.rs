@@ -17,8 +17,8 @@ pub fn scrub() {
         pg_sys::PortalHashTableDeleteAll();
         pg_sys::DropAllPreparedStatements();
         pg_sys::LockReleaseSession(pg_sys::USER_LOCKMETHOD as u16 as _);
-        unguarded(|| Async_UnlistenAll());
-        unguarded(|| ResetSequenceCaches());
+        guarded(|| Async_UnlistenAll());
+        guarded(|| ResetSequenceCaches());
     }
     if has_temporary_schema() {
         // SAFETY: as above; removes the contents of this session's own temporary schema.
@@ -26,7 +26,7 @@ pub fn scrub() {
     }
 }
 
-unsafe fn unguarded(f: impl FnOnce()) {
+unsafe fn guarded(f: impl FnOnce()) {
     // SAFETY: a plain C call without Rust values on its stack; the boundary turns an ERROR into a panic, as pgrx does
     // for the functions that it binds.
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(f) }

@@ -83,7 +83,7 @@ pub fn termination_pending() -> bool {
 pub fn exit(code: i32) -> ! {
     // SAFETY: the regular way out of a worker.
     unsafe { pg_sys::proc_exit(code) };
-    #[allow(unreachable_code)]
+    #[allow(unreachable_code, reason = "the bindings of 18 do not say that it never returns")]
     {
         unreachable!("proc_exit does not return")
     }

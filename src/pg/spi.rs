@@ -109,9 +109,8 @@ impl Statement {
         self.run(args, true, limit)
     }
 
-    /// Calls `f` for each row of a query without parameters, a batch at a time, so that their number does not matter. Under the active
-    /// snapshot.
-    /// What `f` allocates of the server is freed after the batch.
+    /// Calls `f` for each row of a query without parameters, a batch at a time, so that their number does not matter. Under
+    /// the active snapshot. What `f` allocates of the server is freed after the batch.
     pub fn for_each(&self, mut f: impl FnMut(&Rows, usize)) {
         const BATCH: i64 = 1000;
         let scratch = Context::new_scratch(c"background_jobs batch of rows");
@@ -135,7 +134,7 @@ impl Statement {
     }
 
     fn run(&self, args: Args, read_only: bool, limit: usize) -> Rows {
-        debug_assert_eq!(args.len(), self.types.len());
+        assert_eq!(args.len(), self.types.len());
         let plan = self.plan();
         let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.unwrap_or(0.into())).collect();
         let nulls: Vec<i8> = args.iter().map(|a| if a.is_some() { b' ' } else { b'n' } as i8).collect();

@@ -23,7 +23,7 @@ pub struct Row {
     descriptor: pg_sys::TupleDesc,
 }
 
-/// By the bytes up to the end of the name: looking for that end first takes most of the time.
+/// Compares up to the name's end: finding the column name's own end first would take most of the time.
 fn is_named(column: &pg_sys::FormData_pg_attribute, name: &str) -> bool {
     let own = &column.attname.data;
     own.get(name.len()) == Some(&0) && own.iter().zip(name.as_bytes()).all(|(own, byte)| *own as u8 == *byte)

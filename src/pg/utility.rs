@@ -164,7 +164,7 @@ impl After {
 
 /// The hook. The command itself runs outside any boundary of Rust, so that its errors pass as they are: SQLSTATEs that users
 /// made up, names of constraints, positions. Nothing that would have to be dropped is alive meanwhile.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the hook's signature")]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
     query: *const c_char,

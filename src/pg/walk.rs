@@ -1,5 +1,5 @@
-//! An index walked a few entries at a time, whatever has become of their rows. SQL goes on until it finds a row that is there, however
-//! many that is past.
+//! An index walked a few entries at a time, whatever has become of their rows. SQL would go on until it finds a live row,
+//! however many entries it has to pass.
 
 use crate::pg::heap::{Key, Row, Table};
 use pgrx::pg_sys::{self, Datum};

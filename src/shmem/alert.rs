@@ -1,5 +1,5 @@
-//! A session that is about to commit a single job has an idle executor woken before, so that it is awake, and knows its way, when the job
-//! comes: to wake up and to go there takes about as long as a commit takes to reach the disk.
+//! A session that is about to commit a single job has an idle executor woken before, so that it is awake, with warm caches,
+//! when the job comes: to wake up and to go there takes about as long as a commit takes to reach the disk.
 //!
 //! Nothing depends on it: the job itself comes by `shmem::direct` or from the dispatcher, to this executor or another, or not at all.
 
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// is little beside them.
 const WORTH_NS: u64 = 1_000_000;
 
-/// How long no single job was committed before one that is worth an alert, in nanoseconds. Executors that are busy are awake, and to those
+/// No alert unless no single job was committed for this long, in nanoseconds. Executors that are busy are awake, and to those
 /// who submit one job after the other the processors are worth more than a quick start.
 const PAUSE_NS: u64 = 4_000_000;
 

@@ -1,8 +1,8 @@
-//! One slot per executor, with the mailbox through which the dispatcher hands it jobs.
+//! One slot per executor, with the mailbox through which it is handed jobs.
 //!
-//! The mailbox is a ring of claims, numbered for ever. The dispatcher writes claim `handed` and counts it up; the
-//! executor goes through them in order; the dispatcher reads how they ended and counts up `drained`, which frees the
-//! place. A claim is in memory only: no row is touched before the handler runs.
+//! The mailbox is a ring of claims, numbered for ever. The dispatcher, or a committing session (`direct`), writes claim
+//! `handed` and counts it up; the executor goes through them in order; the dispatcher reads how they ended and counts up
+//! `drained`, which frees the place. A claim is in memory only: no row is touched before the handler runs.
 
 use crate::job::{JobId, JobRef, LaneKey, MAX_HANDLER_NAME, Tid, Timing, Waiting};
 use crate::pg::clock::Timestamp;
@@ -106,7 +106,8 @@ impl Assignment {
 #[repr(C)]
 pub struct Claim {
     state: AtomicU32,
-    /// Written under the lock while the claim is Empty; readable by the executor from Pending on, by others under the lock.
+    /// Written under the lock before the claim is Pending, once its place is drained; readable by the executor from Pending
+    /// on, by others under the lock.
     assignment: Cell<Assignment>,
     /// How long the handler ran, in microseconds, or `REFUSED`. Written by the executor before Done.
     pub run_us: AtomicU64,
@@ -191,7 +192,7 @@ pub struct ExecutorSlot {
     pub progress: AtomicU32,
     /// Bits of the progress that is in the row. Written by the progress writer.
     pub flushed: AtomicU32,
-    /// See `progress::Gate`.
+    /// Open, closed, or the flushing writer's pid: see `progress`.
     pub gate: AtomicU32,
     claims: [Claim; RING],
 }

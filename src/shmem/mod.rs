@@ -38,7 +38,7 @@ pub struct Header {
     suspect: AtomicU64,
     /// How many waiters there are; read before the waiters are looked through. Written under the lock.
     pub waiters: AtomicU32,
-    /// How far the wall clock was ahead of the monotonic one at most, in microseconds. Raised by anybody.
+    /// The most that the wall clock has been ahead of the monotonic one, in microseconds. Raised by anybody.
     ahead: AtomicI64,
     /// See `arrival`. Raised by anybody.
     last_arrival: AtomicI64,

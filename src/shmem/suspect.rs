@@ -1,5 +1,6 @@
-//! The one suspect of a crash that may run, in the whole server. The reservation is of a claim's: whoever ends the claim releases it, its
-//! executor, or the dispatcher that takes it back; and the end of the executor does, because nobody else may be there any more.
+//! The one suspect of a crash that may run, in the whole server. The reservation belongs to a claim: whoever ends the claim
+//! releases it, its executor, or the dispatcher that takes it back; and the end of the executor does, because nobody else may
+//! be there any more.
 
 use super::{Header, databases, executors};
 use std::sync::atomic::Ordering;

@@ -3,8 +3,7 @@
 //!
 //! Which databases those are, it learns in two ways: once, by starting a dispatcher in each and having it look; from then
 //! on from the sessions that commit a CREATE EXTENSION, a CREATE DATABASE, or a prepared transaction that could have been one
-//! of these. A dispatcher that finds no extension says so
-//! and leaves.
+//! of these. A dispatcher that finds no extension says so and leaves.
 
 use crate::gucs;
 use crate::pg::bgworker::{self, Handle, Registration, Status};

@@ -1,5 +1,5 @@
 //! Attempts that ended with their executor: each is charged before its job is handed out again. Where somebody has the job's place in
-//! the queue locked (an open cancel), that takes until he lets go, and nobody else waits for it.
+//! the queue locked (an open cancel), that takes until they let go, and nobody else waits for it.
 //!
 //! What is owed is forgotten with this process, which no client can end: then such an attempt is free.
 
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// How often it is tried: a look that waits for nobody.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// As how long a run counts that ended its executor, in microseconds: its handler is not known to be short for some fifty runs.
+/// What a run that ended its executor counts as, in microseconds: its handler is not known to be short for some fifty runs.
 const FATAL_US: u64 = 10_000_000;
 
 struct Debt {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Lanes beyond which the empty ones are forgotten.
 const LANES: usize = 1000;
 
-/// Who commits one prepared transaction after the other does not make us poll all the time.
+/// A client that commits one prepared transaction after another must not make us poll all the time.
 const PACE: Duration = Duration::from_millis(50);
 
 /// What others have told, taken before the snapshot in which it is looked for.
@@ -181,7 +181,7 @@ impl Dispatcher {
             return;
         }
         let Some(handler) = self.handlers.get(&(key.table, key.handler.clone())) else {
-            // Whoever is not registered yet: the registration has the whole queue looked through.
+            // Not registered yet: the registration has the whole queue looked through.
             return self.unhandled.push((key.table, key.handler));
         };
         if let Some(lane) = self.lanes.get_mut(&key) {

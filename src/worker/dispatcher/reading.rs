@@ -29,7 +29,7 @@ impl Lane {
             return true;
         }
         self.rescan.done();
-        // Goes on there. Were it to begin at all that is due then, it might not come as far as here.
+        // Resumes there: starting over at everything due then, it might never get this far.
         if let Some(place) = missed {
             self.look_behind(place);
         }
@@ -44,7 +44,7 @@ impl Lane {
     /// that are handed out already, which are passed by; `monotone_now` is a clock that was never set back. True: some of what was read is to
     /// be looked through (`rescan_on`).
     pub fn fill(&mut self, monotone_now: Timestamp, mut claimed: impl FnMut(&LaneKey, &Waiting) -> bool) -> bool {
-        // Of many lanes there is nothing to be said; they need not look at the clock.
+        // Most lanes have nothing to read, and need no look at the clock.
         if self.next_due.is_none() && !self.is_low() {
             return false;
         }

@@ -12,7 +12,7 @@ const START: Position = (i64::MIN, i64::MIN);
 pub struct Rescan {
     /// What is left of it.
     left: Option<Stretch>,
-    /// What comes after it: somebody has asked meanwhile, and what he means may lie in the part that is done.
+    /// What comes after it: somebody has asked meanwhile, and what they mean may lie in the part that is done.
     then: Option<Stretch>,
 }
 

@@ -19,7 +19,7 @@ const LAST_BACKOFF: Duration = Duration::from_secs(60);
 
 /// A slot whose worker has not shown up for so long, and that nobody waits for, is given up.
 const LOST: Duration = Duration::from_secs(60);
-/// How long an executor has had nothing to do that gives way to an owner who has others: it is not a pause between two jobs.
+/// An executor gives way to an owner that has others only after being idle for so long: less may be a pause between two jobs.
 const UNUSED: Duration = Duration::from_millis(500);
 
 /// An owner whose executors could not be started.

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How long the end of an executor may be part of the end of the server.
+/// For so long an executor's end may be part of a server shutdown.
 const FAREWELL: Duration = Duration::from_millis(200);
 
 /// Interrupts that were sent: executor and claim, when, and whether termination followed.

@@ -12,7 +12,7 @@ use crate::shmem::{Action, Assignment, monotone_now};
 use pgrx::PgSqlErrorCode;
 use std::time::Duration;
 
-/// How long a suspect waits to be charged for whoever has it locked; everybody else's jobs wait with it.
+/// How long charging a suspect waits for whoever has its row locked; all other jobs wait meanwhile.
 const LOCKED: Duration = Duration::from_millis(50);
 
 /// How long bystanders of a crash wait for the accused of another database to be charged.

@@ -1,5 +1,5 @@
-//! The executor: one per database and owner and slot. Its session is the job table's owner's; it takes jobs from its mailbox,
-//! runs their handlers and finishes them.
+//! The executor: any number per database and owner, one per slot. Its session is the job table's owner's; it takes jobs
+//! from its mailbox, runs their handlers and finishes them.
 //!
 //! A batch is what is in the mailbox. First it is loaded in a transaction of its own, so that a handler that
 //! runs for an hour holds no lock on the job table (`batch`). Then it is run (`run`): jobs of handlers that are known to be

@@ -41,9 +41,9 @@ pub enum Ended {
     Unrecorded,
 }
 
-/// The run found its job withdrawn, and was rolled back. By somebody else, it stays so; if that has only taken the row away, the
-/// job is taken out now. By its own handler, that was rolled back with the rest: then the attempt has failed, or it would be made
-/// for ever.
+/// The run found its job withdrawn, and was rolled back. If somebody else withdrew it, that stands; where only the row is
+/// gone, the job is taken out now. If its own handler did, that was rolled back with the rest: the attempt failed, or it would
+/// repeat for ever.
 pub fn withdrawn(executor: &mut Executor, job: &Job, started_at: Timestamp) -> Ended {
     let queued = bookkeeping(|| spi::connect(|| catalog::find(job.assignment.job())));
     if !protocol::is_queued(queued.map(|queued| queued.enqueued_at), job.assignment.enqueued_at) {

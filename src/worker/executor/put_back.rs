@@ -66,8 +66,10 @@ fn patience(assignment: &Assignment) -> Duration {
 
 /// Puts a job back whose row is not there, for longer every time. It is given up in the end, which the log of attempts says.
 pub fn postpone(executor: &mut Executor, assignment: &Assignment) -> Ended {
-    let error =
-        PgError::new(PgSqlErrorCode::ERRCODE_NO_DATA_FOUND, "the job's row is not there, or its owner does not see it");
+    let error = PgError::new(
+        PgSqlErrorCode::ERRCODE_NO_DATA_FOUND,
+        "the job's row does not exist, or is hidden from the table's owner",
+    );
     let now = clock::now();
     let patience = patience(assignment);
     let missing = bookkeeping(|| spi::connect(|| catalog::missing_since(assignment.job())));

@@ -1,4 +1,4 @@
-//! What the executor writes into a job's row, and the fence: inside the job's own subtransaction, or for a batch at its end.
+//! What the executor writes into a job's row, and the fence: inside the job's own subtransaction, or for a group at its end.
 
 use super::Executor;
 use super::batch::Job;

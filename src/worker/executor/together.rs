@@ -1,4 +1,4 @@
-//! What the executor writes into the rows of a batch at its end, for all of its jobs at once.
+//! What the executor writes into the rows of a group at its end, for all of its jobs at once.
 
 use super::Executor;
 use super::group::COMPANY;
@@ -40,7 +40,7 @@ pub fn complete_together(executor: &mut Executor, returned: &[Returned]) {
                 && finish(jobs.iter().map(|job| &job.assignment))
         });
         if !written && !planted::is(Bug::EffectsApart) {
-            PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "a background job of a batch was withdrawn").raise();
+            PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "a background job of a group was withdrawn").raise();
         }
     }
 }

@@ -82,8 +82,8 @@ fn verdict(good: bool, text: &str) -> ExitCode {
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A storm of that many seconds on a server of its own, or up to twice as many on a busy machine. Returns the number of violations; where a bug is planted, of those that
-/// it is to be found by.
+/// A storm of that many seconds on a server of its own, or up to twice as many on a busy machine. Returns the number of
+/// violations; where a bug is planted, of those that it is to be found by.
 fn round(options: &Options, seed: u64, seconds: u64) -> Result<usize, String> {
     println!("ledger: {seconds} s with seed {seed}; again: ledger --seconds {seconds} --seed {seed}");
     let (cluster, tables) = scene::start(options.plant.as_ref().map(|plant| plant.name.as_str()))?;

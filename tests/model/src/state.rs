@@ -199,7 +199,7 @@ pub struct Claimed {
     pub stamp: i64,
 }
 
-/// `catalog::Waiting`, in the window of a lane.
+/// `job::Waiting`, in the window of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Waiting {
     pub job: Job,

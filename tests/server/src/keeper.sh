@@ -27,8 +27,4 @@ while left=$(ours) && [ -n "$left" ]; do
     [ "$rounds" -gt 400 ] && break
     sleep 0.05
 done
-# A file system that a test has mounted goes with the test.
-while read -r _ mounted _; do
-    case "$mounted" in "$root"/*) umount -l "$mounted" ;; esac
-done </proc/mounts 2>/dev/null
 rm -rf "$root"

@@ -162,6 +162,7 @@ fn submit(app: &mut App, stop: &AtomicBool) {
         if app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]) < 100 {
             app.sql(insert);
         }
+        // A count without a pause would take from the jobs a processor that they need.
         std::thread::sleep(Duration::from_millis(5));
     }
 }
