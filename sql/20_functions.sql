@@ -14,8 +14,9 @@ CREATE FUNCTION background_jobs.create_table(
 
 CREATE FUNCTION background_jobs.attach(
     job_table regclass,
-    columns name[] DEFAULT '{}',
-    handler_key text DEFAULT 'handler') RETURNS bigint
+    -- null: as it is attached already, else none and 'handler'. Whoever calls again to mend something keeps what was chosen
+    columns name[] DEFAULT NULL,
+    handler_key text DEFAULT NULL) RETURNS bigint
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'background_jobs_attach';
 
 CREATE FUNCTION background_jobs.detach(job_table regclass) RETURNS void
@@ -31,7 +32,8 @@ CREATE FUNCTION background_jobs.register_handler(
     max_retry_delay interval DEFAULT NULL,
     concurrency integer DEFAULT NULL,
     queue text DEFAULT NULL,
-    priority smallint DEFAULT NULL,
+    -- within smallint; a literal would not be converted to it
+    priority integer DEFAULT NULL,
     synchronous_commit text DEFAULT NULL) RETURNS void
     LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'background_jobs_register_handler';
 
@@ -44,7 +46,8 @@ CREATE FUNCTION background_jobs.enqueue(
     handler text,
     payload jsonb DEFAULT '{}',
     run_at timestamptz DEFAULT NULL,
-    priority smallint DEFAULT NULL,
+    -- within smallint; a literal would not be converted to it
+    priority integer DEFAULT NULL,
     queue text DEFAULT NULL,
     job_key text DEFAULT NULL,
     job_key_mode text DEFAULT 'replace',

@@ -2,11 +2,16 @@
 
 use crate::gucs;
 use crate::pg::error::PgError;
-use crate::pg::{relation, role};
+use crate::pg::{database, relation, role};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
 
-/// Is this session still what the jobs of this owner's tables may run in?
+/// May jobs still run in this session, which was opened as their owner's?
+pub fn may_run_here() -> bool {
+    !role::session_is_stale() && check(role::session()).is_ok()
+}
+
+/// Is this session what the jobs of this owner's tables run in?
 pub fn is_served_here(owner: Oid) -> bool {
     owner == role::session() && !is_barred(owner)
 }
@@ -17,22 +22,32 @@ fn is_barred(owner: Oid) -> bool {
 
 /// May a job table belong to this role?
 pub fn check(owner: Oid) -> Result<(), PgError> {
-    let name = role::name(owner).unwrap_or_else(|| owner.to_u32().to_string());
+    let name = || role::name(owner).unwrap_or_else(|| owner.to_u32().to_string());
     if is_barred(owner) {
         return Err(PgError::new(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            format!("job tables may not belong to superuser \"{name}\""),
+            format!("job tables may not belong to superuser \"{}\"", name()),
         )
         .detail("Their handlers would run in a superuser session.")
         .hint("Give the table to an ordinary role, or set background_jobs.allow_superuser_jobs."));
     }
-    if !role::can_connect(owner) {
-        return Err(PgError::new(
-            PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
-            format!("role \"{name}\" cannot log in, so its jobs cannot run"),
-        )
-        .detail("Jobs run in a session of their table's owner.")
-        .hint(format!("Use ALTER ROLE {} LOGIN, or give the table to another role.", relation::quote(&name))));
+    let missing = |code, what: &str, grant: String| {
+        Err(PgError::new(code, format!("role \"{}\" {what}, so its jobs cannot run", name()))
+            .detail("Jobs run in a session of their table's owner.")
+            .hint(format!("Use {grant}, or give the table to another role.")))
+    };
+    if !role::has_login(owner) {
+        let code = PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
+        return missing(code, "cannot log in", format!("ALTER ROLE {} LOGIN", relation::quote(&name())));
+    }
+    if !database::may_connect(owner) {
+        let (database, role) = (relation::quote(&database::current_name()), relation::quote(&name()));
+        let code = PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
+        return missing(
+            code,
+            "may not connect to this database",
+            format!("GRANT CONNECT ON DATABASE {database} TO {role}"),
+        );
     }
     Ok(())
 }

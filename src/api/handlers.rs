@@ -1,6 +1,8 @@
 //! register_handler(), unregister_handler().
 
-use super::{Fallible, attached_table, invalid, missing, or_raise, owned_table, require_preload, table_argument};
+use super::{
+    Fallible, attached_table, invalid, missing, or_raise, owned_table, priority, require_preload, table_argument,
+};
 use crate::catalog::{self, NewHandler};
 use crate::job::MAX_HANDLER_NAME;
 use crate::notes;
@@ -48,6 +50,7 @@ fn register(args: &Args) -> Fallible<()> {
     }
     let max_attempts = positive(args.int4(3), "max_attempts")?;
     let concurrency = positive(args.int4(7), "concurrency")?;
+    let priority = priority(args, 9)?;
     for (n, what) in [(4, "timeout"), (5, "retry_delay"), (6, "max_retry_delay")] {
         if args.datum(n).is_some_and(|interval| interval_micros(interval) < 0) {
             return Err(invalid(format!("{what} must not be negative")));
@@ -73,7 +76,7 @@ fn register(args: &Args) -> Fallible<()> {
                 max_retry_delay: args.datum(6),
                 concurrency,
                 queue: args.text(8).as_deref(),
-                priority: args.int2(9),
+                priority,
                 synchronous_commit: synchronous_commit.as_deref(),
             });
         });

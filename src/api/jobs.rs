@@ -1,7 +1,8 @@
 //! enqueue(), cancel(), retry(), run_now().
 
 use super::{
-    Fallible, attached_table, invalid, job_argument, missing, or_raise, owned_table, require_preload, table_argument,
+    Fallible, attached_table, invalid, job_argument, missing, or_raise, owned_table, priority, require_preload,
+    table_argument,
 };
 use crate::catalog::{self, NewJob};
 use crate::enqueue::{self, Taken};
@@ -47,6 +48,7 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
     if args.int4(7).is_some_and(|value| value < 1) {
         return Err(invalid("max_attempts must be at least 1"));
     }
+    let priority = priority(args, 3)?;
     let keep = match args.text(6).as_deref() {
         None | Some("replace") => false,
         Some("keep") => true,
@@ -56,11 +58,11 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
     };
     let submit = || {
         let of = table.oid.to_u32();
-        let (asked, inserted) = inserted::watch(of, || insert(args, &table, &options, &handler));
+        let (asked, inserted) = inserted::watch(of, || insert(args, priority, &table, &options, &handler));
         let asked = asked?;
         // Whatever is queued under the id that was asked for may be somebody else's.
         if let Some(id) = inserted {
-            adjust(args, JobRef { table: of, id }, &options);
+            adjust(args, priority, JobRef { table: of, id }, &options);
         }
         Ok(inserted.unwrap_or(asked))
     };
@@ -105,7 +107,13 @@ fn take_over_key(table: &Relation, key: &str, keep: bool) -> Fallible<Option<[u8
 }
 
 /// INSERTs the row as the caller, with what goes into columns that are used.
-fn insert(args: &Args, table: &Relation, options: &Options, handler: &str) -> Fallible<[u8; 16]> {
+fn insert(
+    args: &Args,
+    priority: Option<i16>,
+    table: &Relation,
+    options: &Options,
+    handler: &str,
+) -> Fallible<[u8; 16]> {
     const JSONB: pg_sys::Oid = pg_sys::JSONBOID;
     let key = spi::text(&options.handler_key);
     let payload = args.datum(1);
@@ -171,7 +179,7 @@ fn insert(args: &Args, table: &Relation, options: &Options, handler: &str) -> Fa
         key,
         spi::text(handler),
         args.datum(2),
-        args.datum(3),
+        priority.map(Datum::from),
         args.datum(4),
         args.datum(5),
         args.datum(7),
@@ -188,7 +196,7 @@ fn insert(args: &Args, table: &Relation, options: &Options, handler: &str) -> Fa
 }
 
 /// Gives the queued job what the table has no column for.
-fn adjust(args: &Args, job: JobRef, options: &Options) {
+fn adjust(args: &Args, priority: Option<i16>, job: JobRef, options: &Options) {
     let given = [(2, "run_at"), (3, "priority"), (4, "queue"), (5, "job_key"), (7, "max_attempts")];
     if given.iter().all(|(n, column)| args.datum(*n).is_none() || options.uses(column)) {
         return;
@@ -198,7 +206,7 @@ fn adjust(args: &Args, job: JobRef, options: &Options) {
     let new = NewJob {
         job,
         handler: queued.handler,
-        priority: Some(args.int2(3).unwrap_or(queued.priority)),
+        priority: Some(priority.unwrap_or(queued.priority)),
         timing,
         run_at,
         enqueued_at: queued.enqueued_at,

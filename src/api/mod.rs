@@ -42,6 +42,15 @@ fn invalid(message: impl Into<String>) -> PgError {
     PgError::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
 }
 
+/// A priority, which comes as an integer.
+fn priority(args: &Args, n: usize) -> Fallible<Option<i16>> {
+    let outside = |_| {
+        let message = "priority is out of range for type smallint";
+        PgError::new(PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE, message)
+    };
+    args.int4(n).map(i16::try_from).transpose().map_err(outside)
+}
+
 /// The job table argument, or the error that says how to name one.
 fn table_argument(args: &Args, n: usize) -> Fallible<Oid> {
     args.oid(n).ok_or_else(|| {

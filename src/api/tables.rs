@@ -37,7 +37,7 @@ fn create(args: &Args) -> Fallible<Oid> {
             .get::<Oid>(0, 1)
     });
     let oid = oid.ok_or_else(|| invalid(format!("table {name} was not created")))?;
-    attach_table(oid, &options)?;
+    attach_table(&owned_table(oid, Lock::Define)?, &options)?;
     Ok(oid)
 }
 
@@ -94,26 +94,30 @@ pub fn attach(args: &Args) -> Datum {
 fn attach_with(args: &Args) -> Fallible<usize> {
     require_preload()?;
     let oid = args.oid(0).ok_or_else(|| missing("job_table"))?;
-    let handler_key = args.text(2).unwrap_or_else(|| DEFAULT_HANDLER_KEY.to_string());
-    let options = Options { handler_key, columns: names(args.datum(1)) };
+    let table = owned_table(oid, Lock::Define)?;
+    // What is not given stays: attach() is what mends triggers, and is then called without any.
+    let so_far = job_table::options_so_far(&table).unwrap_or_else(|| Options::from_arguments(None, None));
+    let options = Options {
+        handler_key: args.text(2).unwrap_or(so_far.handler_key),
+        columns: args.datum(1).map_or(so_far.columns, |given| names(Some(given))),
+    };
     options.check()?;
-    attach_table(oid, &options)
+    attach_table(&table, &options)
 }
 
 /// Puts the triggers on the table, as the caller, and queues the unfinished rows that are not queued yet. Writers wait
 /// meanwhile, so that no row falls between the two.
-fn attach_table(oid: Oid, options: &Options) -> Fallible<usize> {
-    let table = owned_table(oid, Lock::Define)?;
-    job_table::check_shape(&table, options)?;
-    check_key(&table)?;
+fn attach_table(table: &Relation, options: &Options) -> Fallible<usize> {
+    job_table::check_shape(table, options)?;
+    check_key(table)?;
     owner::check(table.owner)?;
     spi::connect(|| {
-        for statement in job_table::trigger_statements(&table, options) {
+        for statement in job_table::trigger_statements(table, options) {
             spi::execute_once(&statement);
         }
     });
     notes::note_handlers();
-    Ok(submit_backlog(&table, options))
+    Ok(submit_backlog(table, options))
 }
 
 /// Every job is looked up by its id, and named by it: the id must have a unique index, which a partitioned table can

@@ -5,7 +5,7 @@ mod statements;
 pub use statements::Statements;
 
 use crate::pg::error::PgError;
-use crate::pg::relation::{self, Lock, Relation};
+use crate::pg::relation::{self, Lock, Relation, Trigger};
 use crate::protocol::UNFINISHED;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Oid};
@@ -163,14 +163,20 @@ pub fn check_shape(table: &Relation, options: &Options) -> Result<(), PgError> {
             Some(_) => None,
         };
         if let Some(problem) = problem {
-            return Err(wrong(
+            let error = wrong(
                 PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
                 format!("table \"{}\" cannot hold jobs: column \"{name}\" {problem}", table.name),
             )
             .detail(format!(
                 "The column must be of type {type_name}{}.",
                 if generated { " and not generated" } else { "" }
-            )));
+            ));
+            return Err(if options.uses(name) {
+                error
+                    .hint("Mend the column, or name those to be used with background_jobs.attach(..., columns => ...).")
+            } else {
+                error
+            });
         }
     }
     Ok(())
@@ -215,10 +221,16 @@ pub fn trigger_statements(table: &Relation, options: &Options) -> Vec<String> {
 
 /// How the table is attached: none if it is not, or if its trigger is disabled (as during a data-only restore).
 pub fn attachment(table: &Relation) -> Option<Options> {
-    let trigger = table.triggers.iter().find(|trigger| trigger.name == SUBMIT_TRIGGER)?;
-    if trigger.enabled == 'D' {
-        return None;
-    }
+    attached_with(table, |trigger| trigger.enabled != 'D')
+}
+
+/// What attach() was told when the table was attached, enabled or not.
+pub fn options_so_far(table: &Relation) -> Option<Options> {
+    attached_with(table, |_| true)
+}
+
+fn attached_with(table: &Relation, counts: impl Fn(&Trigger) -> bool) -> Option<Options> {
+    let trigger = table.triggers.iter().find(|trigger| trigger.name == SUBMIT_TRIGGER && counts(trigger))?;
     let argument = |n: usize| trigger.arguments.get(n);
     Some(Options::from_arguments(argument(0).cloned(), argument(1).map(String::as_str)))
 }

@@ -73,6 +73,19 @@ pub fn current_name() -> String {
     unsafe { encoding::from_c(pg_sys::get_database_name(pg_sys::MyDatabaseId)).unwrap_or_default() }
 }
 
+/// May the role connect to this database?
+pub fn may_connect(role: pg_sys::Oid) -> bool {
+    let privilege = pg_sys::ACL_CONNECT as pg_sys::AclMode;
+    // SAFETY: a look-up inside a transaction.
+    unsafe {
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let result = pg_sys::pg_database_aclcheck(pg_sys::MyDatabaseId, role, privilege);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let result = pg_sys::object_aclcheck(pg_sys::DatabaseRelationId, pg_sys::MyDatabaseId, role, privilege);
+        result == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
 /// Is the extension installed in this database?
 pub fn has_extension() -> bool {
     // SAFETY: a look-up inside a transaction.

@@ -40,10 +40,6 @@ impl Args {
         self.datum(n).map(|datum| datum.value() as i32)
     }
 
-    pub fn int2(&self, n: usize) -> Option<i16> {
-        self.datum(n).map(|datum| datum.value() as i16)
-    }
-
     pub fn int8(&self, n: usize) -> Option<i64> {
         self.datum(n).map(|datum| datum.value() as i64)
     }

@@ -69,8 +69,8 @@ pub fn name(role: pg_sys::Oid) -> Option<String> {
     unsafe { encoding::from_c(pg_sys::GetUserNameFromId(role, true)) }
 }
 
-/// Can a background session be opened as this role? Before PostgreSQL 17 that takes LOGIN.
-pub fn can_connect(role: pg_sys::Oid) -> bool {
+/// Can a background session be opened as this role, as far as the role itself is concerned? Before PostgreSQL 17 that takes LOGIN.
+pub fn has_login(role: pg_sys::Oid) -> bool {
     // SAFETY: a look-up inside a transaction; the tuple is released before the function returns.
     unsafe {
         let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::AUTHOID as i32, pg_sys::Datum::from(role));

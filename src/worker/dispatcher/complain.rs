@@ -23,7 +23,7 @@ pub struct Complaints {
     said: HashSet<String>,
     /// By owner.
     unknown_names: HashMap<u32, usize>,
-    /// What keeps an owner's jobs from running, as an SQLSTATE.
+    /// What keeps an owner's jobs from running: the message.
     owners: HashMap<u32, String>,
 }
 
@@ -71,8 +71,8 @@ impl Dispatcher {
     pub fn complain_of_owner(&mut self, owner: u32, problem: Option<&PgError>) {
         let owners = &mut self.complaints.owners;
         let Some(problem) = problem else { return drop(owners.remove(&owner)) };
-        let before = owners.insert(owner, problem.sqlstate.clone());
-        if before.as_ref() != Some(&problem.sqlstate) {
+        let before = owners.insert(owner, problem.message.clone());
+        if before.as_ref() != Some(&problem.message) {
             self.say(problem);
         }
     }

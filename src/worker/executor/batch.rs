@@ -5,6 +5,7 @@ use crate::catalog;
 use crate::handler::Handler;
 use crate::job::{JobId, Tid};
 use crate::job_table::Statements;
+use crate::owner;
 use crate::pg::error::forget_cancel;
 use crate::pg::guc;
 use crate::pg::memory::{HeldDatum, hold_varlena};
@@ -118,7 +119,7 @@ fn tidy(executor: &mut Executor) {
 fn load(executor: &mut Executor, numbers: &[u64]) -> Result<Option<Vec<Loaded>>, crate::pg::error::PgError> {
     timer::arm(PATIENCE);
     let loaded = xact::transaction(|| {
-        if role::session_is_stale() {
+        if !owner::may_run_here() {
             return None;
         }
         if !executor.clean && !planted::is(Bug::NoScrub) {

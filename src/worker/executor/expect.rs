@@ -3,9 +3,10 @@
 use super::batch::Found;
 use super::{Executor, PATIENCE};
 use crate::catalog;
+use crate::owner;
 use crate::pg::error::forget_cancel;
 use crate::pg::relation::Lock;
-use crate::pg::{clock, role, spi, timer, xact};
+use crate::pg::{clock, spi, timer, xact};
 use crate::shmem::{Assignment, ExecutorSlot};
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ fn rehearse(executor: &mut Executor, assignment: Assignment) {
     timer::arm(PATIENCE);
     // What fails here fails again when it matters.
     let _ = xact::transaction(|| {
-        if role::session_is_stale() || executor.tables.open(assignment.table, Lock::ReadIfFree).is_none() {
+        if !owner::may_run_here() || executor.tables.open(assignment.table, Lock::ReadIfFree).is_none() {
             return;
         }
         let Some(handler) = executor.handlers.resolve(assignment.table, &assignment.handler.to_text()) else { return };

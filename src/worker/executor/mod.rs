@@ -176,6 +176,10 @@ impl Executor {
         self.idle_since = Instant::now();
         if stale {
             lwlock::with(true, || self.slot.set_state(SlotState::Leaving));
+            // Before it starts another one, the dispatcher looks who may run jobs.
+            if let Some(dispatcher) = self.dispatcher() {
+                dispatcher.change_handlers();
+            }
         }
         if stale || self.must_give_way() {
             // What is still in the mailbox goes back to the dispatcher, which the exit callback tells.
