@@ -30,9 +30,14 @@ fn before_exclusive(name: &str) {
     }
     let oid = oid.to_u32();
     if let Some(slot) = shmem::database(oid) {
-        slot.evicted.store(true, Ordering::Release);
-        slot.blocked_by.store(latch::own_pid(), Ordering::SeqCst);
-        notes::note_blocked(oid);
+        notes::note_blocked();
+        slot.block();
+        if slot.database.load(Ordering::SeqCst) == oid {
+            slot.evicted.store(true, Ordering::Release);
+        } else {
+            // The launcher has just given it to another one.
+            slot.unblock();
+        }
     }
     // A dispatcher that had to leave has left those executors there that were busy.
     send_away(oid);

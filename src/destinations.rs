@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 #[derive(Default)]
 struct Destinations {
-    /// None: good for the current transaction only.
+    /// Of the registry. None: good for the current transaction only.
     version: Option<u64>,
     handlers: HashMap<u32, HashMap<String, Destination>>,
     count: usize,
@@ -18,6 +18,9 @@ struct Destinations {
 
 thread_local! {
     static KNOWN: RefCell<Destinations> = RefCell::new(Destinations::default());
+    /// Is what is known good for the current transaction only?
+    static PASSING: Cell<bool> = const { Cell::new(false) };
+    /// Has this transaction changed handlers?
     static CHANGING: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -30,13 +33,15 @@ pub fn forget() {
 /// At the end of a transaction: forgets what was good for that only.
 pub fn forget_passing() {
     CHANGING.set(false);
-    let _ = KNOWN.try_with(|known| {
-        if let Ok(mut known) = known.try_borrow_mut()
-            && known.version.is_none()
-        {
-            *known = Destinations::default();
-        }
-    });
+    if PASSING.replace(false) {
+        let _ = KNOWN.try_with(|known| known.try_borrow_mut().map(|mut known| *known = Destinations::default()));
+    }
+}
+
+/// Are the latest look-ups of this version of the registry? For a commit callback: never fails.
+pub fn are_of(version: u64) -> bool {
+    let known = |known: &RefCell<Destinations>| known.try_borrow().is_ok_and(|known| known.version == Some(version));
+    KNOWN.try_with(known).unwrap_or(false)
 }
 
 /// Where the jobs of a handler go, looked up once per session and version of the registry; once per transaction if that sees
@@ -48,6 +53,9 @@ pub fn of(table: u32, handler: &str) -> Option<Destination> {
     }
     let slot = shmem::database(database::current().to_u32()).filter(|_| !xact::keeps_snapshot());
     let version = slot.map(|slot| slot.handlers_version.load(Ordering::Acquire));
+    if version.is_none() {
+        PASSING.set(true);
+    }
     KNOWN.with_borrow_mut(|known| {
         if known.version != version || known.count > 1000 {
             *known = Destinations { version, ..Destinations::default() };

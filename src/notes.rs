@@ -7,7 +7,7 @@ use crate::job::{LaneKey, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 use crate::pg::xact::End;
 use crate::pg::{database, shmem as pg_shmem};
-use crate::shmem::{self, Action, Assignment, NOTES, Note, WaiterSlot, alert, direct};
+use crate::shmem::{self, Action, Assignment, DatabaseSlot, NOTES, Note, WaiterSlot, alert, direct};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
 
@@ -31,7 +31,7 @@ struct Pending {
     handlers: bool,
     extension: bool,
     databases: bool,
-    blocked: Option<u32>,
+    blocks: bool,
 }
 
 impl Pending {
@@ -115,9 +115,9 @@ pub fn note_waiting() {
     pending(|_| ());
 }
 
-/// This session keeps the database to itself until the transaction ends.
-pub fn note_blocked(database: u32) {
-    pending(|p| p.blocked = Some(database));
+/// This session keeps a database, or several, to itself until the transaction ends.
+pub fn note_blocked() {
+    pending(|p| p.blocks = true);
 }
 
 /// The callback before a commit: has whoever will get the job woken meanwhile.
@@ -138,6 +138,7 @@ pub fn on_end(end: End) {
 }
 
 fn tell(end: End) {
+    destinations::forget_passing();
     if !SOMETHING_PENDING.replace(false) || !pg_shmem::attached() {
         return;
     }
@@ -145,9 +146,8 @@ fn tell(end: End) {
         return;
     };
     let Ok(told) = told else { return };
-    destinations::forget_passing();
-    if let Some(slot) = told.blocked.and_then(shmem::database) {
-        slot.blocked_by.store(0, Ordering::Release);
+    if told.blocks {
+        shmem::databases().iter().for_each(DatabaseSlot::unblock);
         shmem::rescan();
     }
     WaiterSlot::release_own();
@@ -170,6 +170,8 @@ fn tell(end: End) {
             WaiterSlot::wake_all(database);
         }
         let (only, direct) = if end == End::Commit { (told.only(), told.direct()) } else { (None, None) };
+        // Its handler may have got a limit since it was looked up.
+        let direct = direct.filter(|_| destinations::are_of(slot.handlers_version.load(Ordering::Acquire)));
         if direct.is_some_and(|(owner, assignment)| direct::hand_over(slot, owner, &assignment)) {
             return;
         }

@@ -37,10 +37,20 @@ pub fn reported(slot: &ExecutorSlot) -> f32 {
     f32::from_bits(slot.progress.load(Ordering::Acquire))
 }
 
+/// May the progress be written? A writer that has died in the middle of it has left the gate to itself.
+fn is_open(slot: &ExecutorSlot) -> bool {
+    let reopen = |dead| slot.gate.compare_exchange(dead, OPEN, Ordering::AcqRel, Ordering::Acquire).is_ok();
+    match slot.gate.load(Ordering::Acquire) {
+        OPEN => true,
+        CLOSED => false,
+        writer => !WriterSlot::is_alive(writer as i32) && reopen(writer),
+    }
+}
+
 /// Is there something to write into the row?
 pub fn is_dirty(slot: &ExecutorSlot) -> bool {
     slot.running().is_some()
-        && slot.gate.load(Ordering::Acquire) == OPEN
+        && is_open(slot)
         && slot.progress.load(Ordering::Acquire) > slot.flushed.load(Ordering::Acquire)
 }
 

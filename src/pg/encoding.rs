@@ -4,7 +4,8 @@
 //! that character becomes the byte again: what goes through us comes out byte for byte, whatever the encoding makes of it, and no
 //! character can lack a counterpart. Letters beyond ASCII only take more room than they do in the server.
 
-use pgrx::pg_sys;
+use crate::pg::error::PgError;
+use pgrx::{PgSqlErrorCode, pg_sys};
 use std::borrow::Cow;
 use std::ffi::{CStr, CString, c_char};
 
@@ -13,13 +14,19 @@ fn is_utf8() -> bool {
     unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
 }
 
-/// The server's text as a string.
+/// The server's text as a string. It may be as long as a client likes, so a lack of memory is an error as it is in the server: Rust's
+/// own answer would end the process, and with it all sessions.
 pub fn from_server(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if bytes.is_ascii() || is_utf8() => text.to_string(),
-        _ if is_utf8() => String::from_utf8_lossy(bytes).into_owned(),
-        _ => bytes.iter().copied().map(char::from).collect(),
+    let mut string = String::new();
+    if string.try_reserve_exact(bytes.len()).is_err() {
+        PgError::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory").raise();
     }
+    match std::str::from_utf8(bytes) {
+        Ok(text) if bytes.is_ascii() || is_utf8() => string.push_str(text),
+        _ if is_utf8() => string.push_str(&String::from_utf8_lossy(bytes)),
+        _ => string.extend(bytes.iter().copied().map(char::from)),
+    }
+    string
 }
 
 /// The same of a C string, or none of a null pointer.

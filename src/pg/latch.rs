@@ -24,9 +24,10 @@ impl Process {
         self.pid.store(own_pid(), Ordering::SeqCst);
     }
 
+    /// Takes the calling process out. The id last: from then on another one may come in.
     pub fn clear(&self) {
-        self.pid.store(0, Ordering::Release);
         self.latch.store(std::ptr::null_mut(), Ordering::Release);
+        self.pid.store(0, Ordering::Release);
     }
 
     /// Its process id, or 0.

@@ -5,6 +5,7 @@
 //! id, or that sorts all of it for the next few, is as good as any. So it is planned for as if it were always large.
 
 use crate::pg::encoding;
+use crate::pg::error::at_boundary;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -53,18 +54,24 @@ pub fn own_statements_only() {
     OWN_STATEMENTS.set(true);
 }
 
+fn is_queue(table: pg_sys::Oid) -> bool {
+    // SAFETY: a look-up inside a transaction; the result is a palloc'd string or null.
+    unsafe { encoding::from_c(pg_sys::get_rel_name(table)).as_deref() == QUEUE.get().copied() }
+}
+
 unsafe extern "C-unwind" fn on_relation(
     root: *mut pg_sys::PlannerInfo,
     table: pg_sys::Oid,
     is_parent: bool,
     relation: *mut pg_sys::RelOptInfo,
 ) {
-    // SAFETY: called by the planner with what it is about to plan with; the indexes are those that it has found.
+    // SAFETY: called by the planner with what it is about to plan with; the indexes are those that it has found. Nothing that would
+    // have to be dropped is alive when an error passes.
     unsafe {
         if let Some(Some(previous)) = PREVIOUS.get() {
             previous(root, table, is_parent, relation);
         }
-        if !OWN_STATEMENTS.get() || encoding::from_c(pg_sys::get_rel_name(table)).as_deref() != QUEUE.get().copied() {
+        if !OWN_STATEMENTS.get() || !at_boundary(|| is_queue(table)) {
             return;
         }
         let relation = &mut *relation;

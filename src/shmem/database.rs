@@ -2,7 +2,7 @@
 
 use crate::job::{LaneKey, MAX_HANDLER_NAME, Timing, Waiting};
 use crate::pg::clock;
-use crate::pg::latch::Process;
+use crate::pg::latch::{Process, own_pid};
 use crate::pg::lwlock;
 use crate::pg::shmem::{Cell, shared};
 use crate::planted::{self, Bug};
@@ -88,7 +88,7 @@ pub struct DatabaseSlot {
     /// The dispatcher. Written by itself.
     pub dispatcher: Process,
     /// The session that needs the database for itself, or 0. Written by that session.
-    pub blocked_by: AtomicI32,
+    blocked_by: AtomicI32,
     /// Set by that session: the dispatcher's end was nobody's failure.
     pub evicted: AtomicBool,
     /// Set by anybody whose commit took jobs out of the queue that may be running.
@@ -194,6 +194,20 @@ impl DatabaseSlot {
 
     pub fn is_quiet(&self) -> bool {
         self.quiet.load(Ordering::Acquire)
+    }
+
+    /// Keeps the database for this session, until it lets go.
+    pub fn block(&self) {
+        self.blocked_by.store(own_pid(), Ordering::SeqCst);
+    }
+
+    /// Lets go of the database, if this session keeps it. Atomics only.
+    pub fn unblock(&self) {
+        let _ = self.blocked_by.compare_exchange(own_pid(), 0, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    pub fn is_blocked(&self) -> bool {
+        self.blocked_by.load(Ordering::SeqCst) != 0
     }
 
     pub fn change_handlers(&self) {

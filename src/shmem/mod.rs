@@ -112,7 +112,7 @@ pub fn database(oid: u32) -> Option<&'static DatabaseSlot> {
 /// Does a session keep the database to itself? A worker asks after it has announced itself; that session announces its wish
 /// before it looks for workers. So one of the two notices.
 pub fn is_blocked(oid: u32) -> bool {
-    database(oid).is_some_and(|slot| slot.blocked_by.load(Ordering::SeqCst) != 0)
+    database(oid).is_some_and(|slot| slot.is_blocked())
 }
 
 /// Owners in the whole server that have due jobs and no executor. A dispatcher that is gone wants none for them.

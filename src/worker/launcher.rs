@@ -128,7 +128,7 @@ impl Launcher {
                 }
                 continue;
             }
-            if slot.blocked_by.load(Ordering::Acquire) != 0 {
+            if slot.is_blocked() {
                 // Kept, so that no other dispatcher is started, until that session wakes us.
                 continue;
             }
@@ -158,7 +158,8 @@ impl Launcher {
             .databases
             .values()
             .filter_map(|known| known.running.as_ref())
-            .filter(|running| running.slot.dispatcher.pid() == 0)
+            // One that was sent away for a session that keeps the database is not on its way.
+            .filter(|running| running.slot.dispatcher.pid() == 0 && !running.slot.is_blocked())
             .count();
         let mut shortage = false;
         for (oid, known) in &mut self.databases {
@@ -215,9 +216,7 @@ impl Launcher {
 
 fn free_slot() -> Option<(usize, &'static DatabaseSlot)> {
     let free = |slot: &DatabaseSlot| {
-        slot.database.load(Ordering::Acquire) == 0
-            && slot.blocked_by.load(Ordering::Acquire) == 0
-            && slot.dispatcher.pid() == 0
+        slot.database.load(Ordering::Acquire) == 0 && !slot.is_blocked() && slot.dispatcher.pid() == 0
     };
     shmem::databases().iter().enumerate().find(|(_, slot)| free(slot))
 }

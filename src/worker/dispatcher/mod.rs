@@ -119,6 +119,8 @@ pub fn main(argument: u64) {
     bgworker::at_exit(|| {
         if let Some(slot) = SLOT.take() {
             slot.starving.store(0, Ordering::Release);
+            // Nobody books any more what sessions hand over.
+            slot.set_quiet(false);
             slot.dispatcher.clear();
             shmem::header().launcher.wake();
         }

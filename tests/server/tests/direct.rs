@@ -1,7 +1,8 @@
 //! A session that commits a single job hands it to an idle executor itself, as long as the dispatcher is quiet. Here the dispatcher
 //! stands still, so that nobody else can have done it.
 
-use server_tests::{App, Builder, Cluster, Group, Still, Uuid, json};
+use server_tests::app::{submission, with_handler};
+use server_tests::{App, Builder, Cluster, Group, Still, Uuid, ident, json};
 
 /// As many executors as the tests want at once: none has to give way to another's.
 static SHARED: Group = Group::new(|| {
@@ -78,6 +79,26 @@ fn a_job_of_a_handler_that_may_run_only_so_often_at_once_waits_for_the_dispatche
 }
 
 #[test]
+fn a_job_that_was_inserted_before_its_handler_got_a_limit_waits_for_the_dispatcher() {
+    let mut app = scene("limited_later", 1);
+    app.handler("limited", "PERFORM note(); RETURN NULL;");
+    let mut early = app.session();
+    early.batch_execute("BEGIN").unwrap();
+    let id: Uuid =
+        early.query_one(&submission(), &[&Uuid::new_v4(), &with_handler("limited", json!({}))]).unwrap().get(0);
+    app.register("limited", "limited(jsonb)", "concurrency => 1");
+    // The registration is known to the dispatcher.
+    let other = app.submit("limited", json!({}));
+    app.wait_final(other);
+    let still = still_dispatcher(&app);
+    early.batch_execute("COMMIT").unwrap();
+    runs(&mut app);
+    assert_eq!((app.row(id).completed, app.noted(id)), (false, 0));
+    drop(still);
+    assert!(app.wait_final(id).completed);
+}
+
+#[test]
 fn what_is_submitted_again_under_the_id_of_a_running_job_waits_for_its_end() {
     let mut app = scene("again", 2);
     let still = still_dispatcher(&app);
@@ -116,4 +137,31 @@ fn a_job_that_was_handed_over_is_cancelled_and_timed_out_like_any_other() {
     drop(still);
     app.wait_true("SELECT count(*) = 0 FROM background_jobs.workers WHERE job_id IS NOT NULL");
     assert_eq!((app.row(id).completed, app.row(id).cancelled, app.noted(id)), (false, true, 0));
+}
+
+#[test]
+fn an_idle_executor_whose_owner_may_not_connect_any_more_runs_nothing() {
+    let mut app = scene("disconnected", 1);
+    let still = still_dispatcher(&app);
+    app.wait_asleep(&app.pids("executor"));
+    let database = ident(&app.database);
+    let privilege = |app: &App, statement: &str| app.admin().batch_execute(statement).unwrap();
+    privilege(&app, &format!("REVOKE CONNECT ON DATABASE {database} FROM PUBLIC, {}", ident(&app.role)));
+    let id = app.submit("noted", json!({"n": 7}));
+    app.cluster.wait_until("the executor to leave", || match app.pids("executor")[..] {
+        [] => Ok(()),
+        ref left => Err(format!("{left:?}")),
+    });
+    assert_eq!((app.row(id).completed, app.noted(id)), (false, 0));
+    drop(still);
+    // Nobody tries to connect as that role, which the log would tell again and again.
+    app.cluster.wait_until("a complaint", || {
+        let complaint = format!("role \"{}\" may not connect to this database, so its jobs cannot run", app.role);
+        if app.cluster.log().contains(&complaint) { Ok(()) } else { Err(app.cluster.log_tail()) }
+    });
+    assert!(!app.cluster.log().contains(&format!("permission denied for database \"{}\"", app.database)));
+    privilege(&app, &format!("GRANT CONNECT ON DATABASE {database} TO PUBLIC"));
+    // A registration has the dispatcher look who may run jobs, before its next poll.
+    app.register("noted", "noted(jsonb)", "");
+    assert!(app.wait_final(id).completed);
 }

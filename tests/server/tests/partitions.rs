@@ -122,3 +122,28 @@ fn a_job_that_waits_while_its_partition_goes_away_is_looked_for_an_hour() {
         assert_eq!(app.noted(id), 0, "{statement}");
     }
 }
+
+/// A transaction that keeps its snapshot looks handlers up for itself. One whose statement fails after that leaves nothing of it to the
+/// next one.
+#[test]
+fn a_handler_that_was_looked_up_for_a_statement_that_failed_is_looked_up_again() {
+    let (mut app, id) = (app("looked_up"), Uuid::new_v4());
+    submit(&mut app, "north", id, "held");
+    app.wait_reached(1);
+    let mut late = app.session();
+    late.batch_execute("SET default_transaction_isolation = 'repeatable read'").unwrap();
+    let insert = |id: Uuid| {
+        format!(
+            "INSERT INTO background_jobs (region, id, payload) VALUES ('south', '{id}', '{{\"handler\": \"fails\"}}')"
+        )
+    };
+    let refused = late.batch_execute(&insert(id)).unwrap_err();
+    assert_eq!(refused.code().unwrap().code(), "23505");
+    app.register("fails", "fails(jsonb)", "max_attempts => 1, priority => 7");
+    let other = Uuid::new_v4();
+    late.batch_execute(&format!("BEGIN; {}", insert(other))).unwrap();
+    let query = "SELECT priority FROM background_jobs.queue WHERE job_id = $1";
+    assert_eq!(late.query_one(query, &[&other]).unwrap().get::<_, i16>(0), 7);
+    late.batch_execute("ROLLBACK").unwrap();
+    app.open_gate("go");
+}

@@ -113,6 +113,43 @@ fn rename_database() {
     }
 }
 
+/// As names are swapped for a release. Each database is kept from its workers until the transaction ends, and no longer.
+#[test]
+fn databases_that_are_renamed_in_one_transaction_all_go_on() {
+    let mut all = [deserted("swapped_1", true), deserted("swapped_2", false), deserted("swapped_3", false)];
+    let rename = |(app, _): &(App, _)| {
+        format!("ALTER DATABASE {} RENAME TO {}", ident(&app.database), ident(&format!("{}_new", app.database)))
+    };
+    let renames: Vec<String> = all.iter().map(rename).collect();
+    as_a_whole(&all[0].0, &format!("BEGIN; {}; COMMIT", renames.join("; ")));
+    for (app, running) in &mut all {
+        app.database = format!("{}_new", app.database);
+        goes_on(app, *running);
+    }
+}
+
+#[test]
+fn databases_that_sessions_keep_to_themselves_keep_no_other_from_its_dispatcher() {
+    let kept = [deserted("kept_1", false).0, deserted("kept_2", false).0];
+    let mut other = SHARED.app("not_kept");
+    other.handler("quick", "RETURN NULL;");
+    let mut keepers = kept.each_ref().map(|app| {
+        let mut keeper = app.cluster.admin("postgres");
+        let new = ident(&format!("{}_new", app.database));
+        keeper.batch_execute(&format!("BEGIN; ALTER DATABASE {} RENAME TO {new}", ident(&app.database))).unwrap();
+        keeper
+    });
+    let dispatcher = other.pids("dispatcher")[0];
+    other.admin().execute("SELECT pg_terminate_backend($1)", &[&(dispatcher as i32)]).unwrap();
+    other.cluster.wait_until("another dispatcher", || {
+        let pids = other.pids("dispatcher");
+        if pids.iter().any(|pid| *pid != dispatcher) { Ok(()) } else { Err(format!("{pids:?}")) }
+    });
+    let id = other.submit("quick", json!({}));
+    assert!(other.wait_final(id).completed);
+    keepers.iter_mut().for_each(|keeper| keeper.batch_execute("ROLLBACK").unwrap());
+}
+
 #[test]
 fn create_database_from_this_one() {
     for busy in [false, true] {
