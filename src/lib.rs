@@ -114,6 +114,7 @@ extension_sql_file!("../sql/00_guard.sql", name = "guard", bootstrap);
 extension_sql_file!("../sql/10_tables.sql", name = "tables", requires = ["guard"]);
 extension_sql_file!("../sql/20_functions.sql", name = "functions", requires = ["tables"]);
 extension_sql_file!("../sql/30_views.sql", name = "views", requires = ["functions"]);
+extension_sql_file!("../sql/40_comments.sql", name = "comments", requires = ["views"]);
 
 /// Loads the library: settings, shared memory, hooks and the launcher, when the server starts.
 #[pg_guard]

@@ -20,18 +20,21 @@ fn program(name: &str) -> String {
     files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect()
 }
 
-/// The section with this heading.
-fn section(heading: &str) -> String {
-    let readme = read("../../README.md");
+const README: &str = "../../README.md";
+const README_OF_TESTS: &str = "../README.md";
+
+/// The section of a file with this heading.
+fn section(file: &str, heading: &str) -> String {
+    let text = read(file);
     let heading = format!("\n## {heading}\n");
-    let start = readme.find(&heading).unwrap_or_else(|| panic!("the README has no section{heading}"));
-    let section = &readme[start + heading.len()..];
+    let start = text.find(&heading).unwrap_or_else(|| panic!("{file} has no section{heading}"));
+    let section = &text[start + heading.len()..];
     section[..section.find("\n## ").unwrap_or(section.len())].to_owned()
 }
 
-/// Its SQL blocks.
+/// The SQL blocks of a section of the README.
 fn sql_blocks(heading: &str) -> Vec<String> {
-    let section = section(heading);
+    let section = section(README, heading);
     let blocks = section.split("```sql\n").skip(1);
     blocks.map(|block| block[..block.find("```").expect("an end of the block")].to_owned()).collect()
 }
@@ -85,14 +88,21 @@ fn offline_clients_are_set_up_as_the_tests_of_replication_do_it() {
     assert_eq!(blocks, [words(pair::SKIP_ECHOES), words(&connections.join("\n"))]);
 }
 
-/// The last cell of a row of the table: "PROGRAM: `test`, `test`; PROGRAM: `test`".
+/// The guarantees of a file, each with what stands beside it.
+fn guarantees(file: &str) -> Vec<(String, String)> {
+    let section = section(file, "Guarantees");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | "));
+    rows.map(|(name, beside)| (name.to_owned(), beside.to_owned())).collect()
+}
+
+/// Beside a guarantee in the README of the tests stands "PROGRAM: `test`, `test`; PROGRAM: `test`".
 #[test]
 fn the_tests_that_hold_the_guarantees_up_are_there() {
-    let section = section("Guarantees");
-    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
-    assert!(rows.len() > 8, "{rows:?}");
-    for row in rows {
-        let tests = row.trim_end_matches([' ', '|']).rsplit(" | ").next().expect("a last cell");
+    let names = |rows: &[(String, String)]| rows.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let (promised, held_up) = (guarantees(README), guarantees(README_OF_TESTS));
+    assert!(promised.len() > 8, "{promised:?}");
+    assert_eq!(names(&held_up), names(&promised));
+    for (_, tests) in &held_up {
         for group in tests.split("; ") {
             let (name, names) = group.split_once(": ").unwrap_or_else(|| panic!("no program in {group:?}"));
             let source = program(name);
