@@ -15,6 +15,7 @@ use crate::pg::clock;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::{Args, uuid_datum};
 use crate::pg::memory::Context;
+use crate::pg::privilege;
 use crate::pg::relation::{self, Lock, Relation, quote};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
@@ -37,7 +38,7 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
         return Err(invalid("handler must not be empty"));
     }
     let oid = table_argument(args, 9)?;
-    if !relation::may_insert(oid) {
+    if !privilege::may_insert(oid) {
         return Err(PgError::new(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             format!("permission denied for table {}", relation::name(oid).unwrap_or_default()),

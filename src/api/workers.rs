@@ -2,7 +2,7 @@
 
 use super::{or_raise, require_preload};
 use crate::pg::fmgr::{Args, float4_datum, text_datum, uuid_datum};
-use crate::pg::{database, lwlock, relation, spi};
+use crate::pg::{database, lwlock, privilege, spi};
 use crate::progress;
 use crate::shmem;
 use pgrx::pg_sys::{Datum, Oid};
@@ -42,7 +42,7 @@ pub fn worker_state(args: &Args) -> Datum {
     }
     for (row, slot, assignment) in jobs {
         let here = slot.database.load(Ordering::Acquire) == database::current().to_u32();
-        if !here || !relation::may_select(Oid::from(assignment.table)) {
+        if !here || !privilege::may_select(Oid::from(assignment.table)) {
             continue;
         }
         rows[row].truncate(5);

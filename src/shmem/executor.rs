@@ -4,15 +4,14 @@
 //! `handed` and counts it up; the executor goes through them in order; the dispatcher reads how they ended and counts up
 //! `drained`, which frees the place. A claim is in memory only: no row is touched before the handler runs.
 
-use crate::job::{JobId, JobRef, LaneKey, MAX_HANDLER_NAME, Tid, Timing, Waiting};
-use crate::pg::clock::Timestamp;
+use super::alert::Expectation;
+use super::claim::Claim;
+use super::{Assignment, ClaimState};
 use crate::pg::latch::Process;
 use crate::pg::lwlock;
-use crate::pg::shmem::{Cell, shared};
-pub use crate::protocol::{Action, ClaimState, Interrupt};
-use crate::shmem::alert::Expectation;
+use crate::pg::shmem::shared;
+pub use crate::protocol::Interrupt;
 use std::ops::Range;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// Jobs that an executor loads at once, and that share a commit at most. The more do, the less each waits for a flush of the
@@ -22,122 +21,6 @@ pub const BATCH: usize = 192;
 /// Claims that an executor can hold at once: one batch that it runs, one that waits behind it, and some that the dispatcher has
 /// not drained yet.
 pub const RING: usize = 512;
-
-/// Instead of a run time: the job could not be run at all, and its lane should be left alone for a while.
-pub const REFUSED: u64 = u64::MAX;
-
-/// A handler's name in a fixed place.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-pub struct Name {
-    len: u8,
-    bytes: [u8; MAX_HANDLER_NAME],
-}
-
-impl Name {
-    /// `name` is that of a registered handler, so it fits.
-    pub fn new(name: &str) -> Self {
-        let len = name.len().min(MAX_HANDLER_NAME);
-        let mut bytes = [0; MAX_HANDLER_NAME];
-        bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
-        Self { len: len as u8, bytes }
-    }
-
-    pub fn to_text(self) -> Rc<str> {
-        String::from_utf8_lossy(&self.bytes[..self.len as usize]).into()
-    }
-}
-
-/// What an executor is told about a job.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Assignment {
-    pub table: u32,
-    pub id: JobId,
-    pub handler: Name,
-    pub priority: i16,
-    /// The number of the attempt to make, counted from 1.
-    pub attempt: i32,
-    /// The job's own limit; 0: it has none.
-    pub max_attempts: i32,
-    /// Together with table and id the identity of this submission: a job that was deleted and inserted again,
-    /// or run again by retry(), has another.
-    pub enqueued_at: Timestamp,
-    /// Since when it could have run.
-    pub due_at: Timestamp,
-    /// Of its row in the queue.
-    pub tid: Tid,
-    /// Of its row in the job table, at the submission.
-    pub row_tid: Tid,
-    /// Was running when the server crashed.
-    pub suspect: bool,
-    pub action: Action,
-}
-
-impl Assignment {
-    /// What is to be done about a job of this lane.
-    pub fn new(lane: &LaneKey, waiting: &Waiting, attempt: i32, action: Action) -> Self {
-        Self {
-            table: lane.table,
-            id: waiting.id,
-            handler: Name::new(&lane.handler),
-            priority: lane.priority,
-            attempt,
-            max_attempts: waiting.max_attempts.unwrap_or(0),
-            enqueued_at: waiting.enqueued_at,
-            due_at: waiting.run_at,
-            tid: waiting.tid,
-            row_tid: waiting.row_tid,
-            suspect: lane.timing == Timing::Quarantine,
-            action,
-        }
-    }
-
-    pub fn job(&self) -> JobRef {
-        JobRef { table: self.table, id: self.id }
-    }
-
-    /// Its lane, if it waits for this.
-    pub fn lane(&self, timing: Timing) -> LaneKey {
-        LaneKey { table: self.table, handler: self.handler.to_text(), priority: self.priority, timing }
-    }
-}
-
-#[repr(C)]
-pub struct Claim {
-    state: AtomicU32,
-    /// Written under the lock before the claim is Pending, once its place is drained; readable by the executor from Pending
-    /// on, by others under the lock.
-    assignment: Cell<Assignment>,
-    /// How long the handler ran, in microseconds, or `REFUSED`. Written by the executor before Done.
-    pub run_us: AtomicU64,
-}
-
-impl Claim {
-    pub fn state(&self) -> ClaimState {
-        match self.state.load(Ordering::Acquire) {
-            1 => ClaimState::Pending,
-            2 => ClaimState::Running,
-            3 => ClaimState::Done,
-            4 => ClaimState::Revoked,
-            _ => ClaimState::Empty,
-        }
-    }
-
-    pub fn set(&self, state: ClaimState) {
-        self.state.store(state as u32, Ordering::Release);
-    }
-
-    /// Pending -> `state`, unless the other side was quicker.
-    pub fn take(&self, state: ClaimState) -> bool {
-        let pending = ClaimState::Pending as u32;
-        self.state.compare_exchange(pending, state as u32, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    pub fn assignment(&self) -> Assignment {
-        self.assignment.get()
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]

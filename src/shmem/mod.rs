@@ -5,6 +5,8 @@
 //! "The lock" is the extension's one lightweight lock; it is held for a few instructions and never across a wait.
 
 pub mod alert;
+mod assignment;
+mod claim;
 mod database;
 pub mod direct;
 mod executor;
@@ -12,8 +14,10 @@ mod suspect;
 mod waiter;
 mod writer;
 
+pub use assignment::{Action, Assignment, Name};
+pub use claim::{ClaimState, REFUSED};
 pub use database::{DatabaseSlot, Exit, NOTES, Note};
-pub use executor::{Action, Assignment, BATCH, ClaimState, ExecutorSlot, Interrupt, Name, REFUSED, SlotState};
+pub use executor::{BATCH, ExecutorSlot, Interrupt, SlotState};
 pub use waiter::WaiterSlot;
 pub use writer::WriterSlot;
 

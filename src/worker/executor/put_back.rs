@@ -11,6 +11,7 @@ use crate::pg::call::random_unit;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
 use crate::pg::latch::own_pid;
+use crate::pg::privilege;
 use crate::pg::relation::{self, Lock};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi;
@@ -58,7 +59,7 @@ const LOOKED_FOR: Duration = Duration::from_secs(3600);
 fn patience(assignment: &Assignment) -> Duration {
     let table = assignment.table.into();
     let partitioned = relation::open(table, Lock::ReadIfFree).is_some_and(|table| table.kind == 'p');
-    if partitioned && !relation::hides_rows(table) {
+    if partitioned && !privilege::hides_rows(table) {
         return LOOKED_FOR;
     }
     gucs::attempts_retention().max(LOOKED_FOR)

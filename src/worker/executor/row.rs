@@ -9,7 +9,8 @@ use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
 use crate::pg::fmgr::float4_datum;
 use crate::pg::memory::HeldDatum;
-use crate::pg::relation::{self, Lock};
+use crate::pg::privilege;
+use crate::pg::relation::Lock;
 use crate::pg::role::bookkeeping;
 use crate::pg::{guc, spi, xact};
 use crate::planted::{self, Bug};
@@ -141,7 +142,7 @@ pub fn is_open(executor: &mut Executor, job: &Job) -> bool {
 pub fn is_gone(executor: &mut Executor, job: &Job) -> bool {
     let Some(table) = open(executor, job, Lock::Read) else { return false };
     let rows = || table.look.read(&[spi::uuid(&job.assignment.id)], 1).processed;
-    !relation::hides_rows(job.assignment.table.into()) && xact::with_latest_snapshot(|| spi::connect(rows)) == 0
+    !privilege::hides_rows(job.assignment.table.into()) && xact::with_latest_snapshot(|| spi::connect(rows)) == 0
 }
 
 /// The next attempt starts at zero, for all to see.
