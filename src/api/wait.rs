@@ -165,9 +165,9 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
         if xact::is_own(row.xmin) {
             return Err(PgError::new(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("job {} was submitted by this transaction", format_id(&job.id)),
+                format!("job {} was submitted or changed by this transaction", format_id(&job.id)),
             )
-            .hint("Commit first; until then nobody else can see the job."));
+            .hint("Commit first; until then the job cannot end."));
         }
         if xact::keeps_snapshot() {
             return Err(PgError::new(
