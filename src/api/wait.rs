@@ -1,4 +1,7 @@
 //! wait().
+//!
+//! Between two looks at the job nothing of the caller's table is locked: it can be altered, emptied and dropped meanwhile, by the job
+//! itself, too.
 
 use super::{Fallible, attached_table, job_argument, missing, no_such_job, or_raise, require_preload};
 use crate::gucs;
@@ -7,10 +10,10 @@ use crate::job_table;
 use crate::notes;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::{Args, interval_micros};
-use crate::pg::memory::Current;
-use crate::pg::relation::{Lock, Relation};
+use crate::pg::memory::{Context, Current};
+use crate::pg::relation::{self, Lock, Relation};
 use crate::pg::spi::{self, Statement};
-use crate::pg::{database, latch, xact};
+use crate::pg::{database, guc, latch, xact};
 use crate::protocol::FAILED;
 use crate::running;
 use crate::shmem::WaiterSlot;
@@ -26,12 +29,12 @@ struct Row {
     xmin: u32,
     /// message, sqlstate, detail, hint of `result.error`.
     error: Option<PgError>,
-    /// In the memory of the caller's statement.
+    /// Of a completed job, in the memory of the caller's statement.
     result: Option<Datum>,
 }
 
 /// Reads the row as the caller.
-fn read(table: &Relation, job: &JobRef) -> Option<Row> {
+fn read(table: &Relation, job: &JobRef, memory: Current) -> Option<Row> {
     let sql = format!(
         "SELECT completed IS TRUE, cancelled IS TRUE, xmin::pg_catalog.text::pg_catalog.int8, result, {FAILED},
                 result OPERATOR(pg_catalog.#>>) '{{error,message}}', result OPERATOR(pg_catalog.#>>) '{{error,sqlstate}}',
@@ -40,18 +43,18 @@ fn read(table: &Relation, job: &JobRef) -> Option<Row> {
         table.qualified_name(),
         job_table::meant_first(table)
     );
-    let memory = Current::get();
     spi::connect(|| {
         let rows = Statement::new(sql, &[pg_sys::UUIDOID]).execute(&[spi::uuid(&job.id)], 1);
         if rows.processed == 0 {
             return None;
         }
+        let completed = rows.get(0, 1).unwrap_or(false);
         let failed = rows.get::<bool>(0, 5).unwrap_or(false);
         Some(Row {
-            completed: rows.get(0, 1).unwrap_or(false),
+            completed,
             cancelled: rows.get(0, 2).unwrap_or(false),
             xmin: rows.get::<i64>(0, 3).unwrap_or(0) as u32,
-            result: rows.datum(0, 4).map(|datum| memory.keep(datum)),
+            result: rows.datum(0, 4).filter(|_| completed).map(|datum| memory.keep(datum)),
             error: failed.then(|| PgError {
                 message: rows.get(0, 6).unwrap_or_default(),
                 sqlstate: rows.get(0, 7).unwrap_or_default(),
@@ -61,6 +64,41 @@ fn read(table: &Relation, job: &JobRef) -> Option<Row> {
             }),
         })
     })
+}
+
+/// What looks at the job take.
+struct Observer {
+    job: JobRef,
+    /// The table's name when the wait began.
+    name: Option<String>,
+    /// What a look leaves here is freed by the next.
+    scratch: Context,
+    /// Where the result is kept.
+    memory: Current,
+}
+
+impl Observer {
+    fn open(job: JobRef) -> Self {
+        let name = relation::name(Oid::from(job.table));
+        Self { job, name, scratch: Context::new_scratch(c"background_jobs wait"), memory: Current::get() }
+    }
+
+    /// Looks at the job, and keeps no lock. Others' locks delay it for as long as the caller has said that it will wait, so that
+    /// its lock_timeout is not asked, and a little longer, so that the time is over then.
+    fn look(&self, left: Duration) -> Fallible<Row> {
+        self.scratch.reset();
+        let glimpse = || xact::glimpse(&self.scratch, || self.read());
+        guc::with_lock_timeout(left + Duration::from_millis(1), || self.scratch.run(glimpse)).flatten()
+    }
+
+    fn read(&self) -> Fallible<Row> {
+        let table = job_table::open(Oid::from(self.job.table), Lock::Read).map_err(|error| match &self.name {
+            Some(name) => PgError { message: format!("relation \"{name}\" does not exist"), ..error },
+            None => error,
+        })?;
+        attached_table(&table)?;
+        read(&table, &self.job, self.memory).ok_or_else(|| no_such_job(&self.job, &table.name))
+    }
 }
 
 /// The session's place among those that wait, until this is dropped: after an error, too, of which the transaction may survive.
@@ -99,27 +137,37 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
     let timeout = args.datum(1).map(interval_micros).ok_or_else(|| missing("timeout"))?;
     let timeout = Duration::from_micros(timeout.max(0) as u64);
     let deadline = Instant::now() + timeout;
-    let table = job_table::open(Oid::from(job.table), Lock::Read)?;
-    attached_table(&table)?;
     if running::job().is_some_and(|current| current.assignment.job() == job) {
         return Err(PgError::new(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "a handler cannot wait for its own job",
         ));
     }
+    let too_late = || {
+        PgError::new(
+            PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            format!("job {} did not finish within {} ms", format_id(&job.id), timeout.as_millis()),
+        )
+        .hint("The job continues; wait again, or look at background_jobs.status().")
+    };
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let observer = Observer::open(job);
     // Who may not read the row, or has nothing to wait for, takes no place in shared memory.
     let mut place = None;
     let row = loop {
-        let row = read(&table, &job).ok_or_else(|| no_such_job(&job, &table.name))?;
+        let row = match observer.look(left()) {
+            Err(error) if error.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE) && left().is_zero() => Err(too_late()),
+            row => row,
+        }?;
         if row.completed || row.cancelled {
             break row;
         }
         if xact::is_own(row.xmin) {
             return Err(PgError::new(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("job {} was submitted by this transaction", format_id(&job.id)),
+                format!("job {} was submitted or changed by this transaction", format_id(&job.id)),
             )
-            .hint("Commit first; until then nobody else can see the job."));
+            .hint("Commit first; until then the job cannot end."));
         }
         if xact::keeps_snapshot() {
             return Err(PgError::new(
@@ -128,13 +176,9 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
             )
             .hint("Use READ COMMITTED."));
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = left();
         if left.is_zero() {
-            return Err(PgError::new(
-                PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
-                format!("job {} did not finish within {} ms", format_id(&job.id), timeout.as_millis()),
-            )
-            .hint("The job continues; wait again, or look at background_jobs.status()."));
+            return Err(too_late());
         }
         match &place {
             // It may have ended since it was read, so it is read once more.
@@ -143,6 +187,7 @@ fn wait_for(args: &Args) -> Fallible<Option<Datum>> {
         }
     };
     drop(place);
+    observer.scratch.delete();
     match (row.completed, row.error) {
         (true, Some(error)) => Err(error),
         (true, None) => Ok(row.result),

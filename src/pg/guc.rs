@@ -78,7 +78,7 @@ thread_local! {
 pub fn with_lock_timeout<T>(limit: Duration, f: impl FnOnce() -> T) -> T {
     // SAFETY: a plain variable of this process, in milliseconds; the setting behind it is put back by its own means before.
     let before = unsafe { pg_sys::LockTimeout };
-    let limit = limit.as_millis() as i32;
+    let limit = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
     let outermost = LOCK_TIMEOUT_BEFORE.get().is_none();
     if outermost {
         LOCK_TIMEOUT_BEFORE.set(Some(before));

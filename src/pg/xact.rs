@@ -57,6 +57,20 @@ fn run<T>(read_committed: bool, keep: Option<&Context>, f: impl FnOnce() -> T) -
 
 /// Runs `f` in a subtransaction; an error rolls back just that. `line` and `keep`: see `catch_as`.
 pub fn subtransaction<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
+    let result = within(true, || catch_as(line, keep, f));
+    if result.is_err() {
+        guc::restore_lock_timeout();
+    }
+    result
+}
+
+/// Runs `f`, which looks at something, in a subtransaction that is rolled back in any case: the locks that `f` took go with it.
+/// One that writes nothing takes no transaction id.
+pub fn glimpse<T>(keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
+    within(false, || catch_whole(keep, f))
+}
+
+fn within<T>(stays: bool, f: impl FnOnce() -> Result<T, PgError>) -> Result<T, PgError> {
     // SAFETY: read only to be restored after the subtransaction, which changes both.
     let (context, owner) = unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
     let restore = || {
@@ -70,15 +84,13 @@ pub fn subtransaction<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> R
     unsafe { pg_sys::BeginInternalSubTransaction(std::ptr::null()) };
     // SAFETY: what `f` allocates is the caller's: it must outlive the subtransaction.
     unsafe { pg_sys::MemoryContextSwitchTo(context) };
-    let result = catch_as(line, keep, f);
-    match &result {
+    let result = f();
+    if stays && result.is_ok() {
         // SAFETY: ends the subtransaction begun above; `f` left none of its own open.
-        Ok(_) => unsafe { pg_sys::ReleaseCurrentSubTransaction() },
-        Err(_) => {
-            // SAFETY: as above.
-            unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
-            guc::restore_lock_timeout();
-        }
+        unsafe { pg_sys::ReleaseCurrentSubTransaction() };
+    } else {
+        // SAFETY: as above.
+        unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
     }
     restore();
     result

@@ -47,13 +47,17 @@ SELECT background_jobs.wait(NULL); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.wait('00000000-0000-0000-0000-000000000001', '1 s', NULL); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.status(NULL); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.status('00000000-0000-0000-0000-000000000001', NULL); \echo :LAST_ERROR_SQLSTATE
--- Nobody else can see the job before the commit, nor would this transaction see its end.
+-- Nobody else can see the job before the commit, or complete a row that this transaction has changed.
 BEGIN;
 SELECT background_jobs.enqueue('outcome', id => '00000000-0000-0000-0000-000000000002');
 SELECT state FROM background_jobs.status('00000000-0000-0000-0000-000000000002');
 SELECT background_jobs.wait('00000000-0000-0000-0000-000000000002'); \echo :LAST_ERROR_SQLSTATE
 ROLLBACK;
 SELECT background_jobs.enqueue('outcome', run_at => 'infinity', id => '00000000-0000-0000-0000-000000000003');
+BEGIN;
+UPDATE background_jobs SET payload = payload WHERE id = '00000000-0000-0000-0000-000000000003';
+SELECT background_jobs.wait('00000000-0000-0000-0000-000000000003'); \echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT background_jobs.wait('00000000-0000-0000-0000-000000000003'); \echo :LAST_ERROR_SQLSTATE
 ROLLBACK;
