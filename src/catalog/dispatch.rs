@@ -131,7 +131,8 @@ pub fn prune(older_than: Duration) -> usize {
     statement!(
         "DELETE FROM background_jobs.attempt WHERE ctid = ANY (ARRAY(
              SELECT ctid FROM background_jobs.attempt
-              WHERE finished_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1) LIMIT 5000))",
+              WHERE finished_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1) LIMIT 5000
+                FOR UPDATE SKIP LOCKED))",
         [FLOAT8]
     )
     .execute(&[float8(older_than.as_secs_f64())], 0)

@@ -93,7 +93,7 @@ pub fn has_extension() -> bool {
 }
 
 /// Locks the extension against being dropped until the transaction ends, and returns its OID. None: it is not, or no longer,
-/// installed.
+/// installed. Waits for nobody: anybody may lock an extension by ALTER FUNCTION ... DEPENDS ON EXTENSION, and keep that up.
 pub fn lock_extension() -> Option<pg_sys::Oid> {
     // SAFETY: look-ups and a lock inside a transaction.
     unsafe {
@@ -101,7 +101,16 @@ pub fn lock_extension() -> Option<pg_sys::Oid> {
         if oid == pg_sys::Oid::INVALID {
             return None;
         }
-        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, oid, 0, pg_sys::AccessShareLock as i32);
+        let tag = pg_sys::LOCKTAG {
+            locktag_field1: pg_sys::MyDatabaseId.to_u32(),
+            locktag_field2: pg_sys::ExtensionRelationId.to_u32(),
+            locktag_field3: oid.to_u32(),
+            locktag_field4: 0,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+        };
+        pg_sys::LockAcquire(&tag, pg_sys::AccessShareLock as i32, false, true);
+        pg_sys::AcceptInvalidationMessages();
         (pg_sys::get_extension_oid(c"background_jobs".as_ptr(), true) == oid).then_some(oid)
     }
 }

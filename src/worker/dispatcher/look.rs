@@ -100,7 +100,8 @@ impl Dispatcher {
 
     /// Reads what has changed; inside a transaction that was begun after the news. False: the extension is gone.
     pub fn look(&mut self, news: News) -> bool {
-        // DROP EXTENSION locks the extension before its tables; so do we, or each would wait for the other.
+        // DROP EXTENSION locks the extension before its tables; so do we, or each would wait for the other. If it is locked already, our
+        // statements end by their lock_timeout.
         let Some(extension) = database::lock_extension() else { return false };
         // Another one: the executors' sessions know the functions of the former.
         if *self.extension.get_or_insert(extension) != extension {
