@@ -6,8 +6,9 @@ use super::{
 };
 use crate::catalog::{self, NewJob};
 use crate::enqueue::{self, Taken};
+use crate::heirs;
 use crate::inserted;
-use crate::job::{JobRef, Tid, Timing, handler_name};
+use crate::job::{JobId, JobRef, Tid, Timing, handler_name};
 use crate::job_table::{self, Options};
 use crate::notes;
 use crate::pg::call;
@@ -75,7 +76,7 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
         }
         // Somebody else may get the key between the look and the insert: then there is somebody to look at.
         match xact::subtransaction("enqueue() with a job_key", &memory, submit) {
-            Err(error) if error.is(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION) && is_taken(&table, &key) => {}
+            Err(error) if error.is(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION) && holder(&table, &key).is_some() => {}
             // Who had the key has ended since, or it is another key that is taken: then it is so again.
             Err(error) if error.is(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION) && unexplained < 2 => unexplained += 1,
             Err(error) => return Err(error),
@@ -88,16 +89,14 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
 /// How often enqueue() looks again when others submit jobs with the same key at the same moment.
 const KEY_FIGHTS: usize = 100;
 
-fn is_taken(table: &Relation, key: &str) -> bool {
-    bookkeeping(|| spi::connect(|| catalog::find_by_key(table.oid.to_u32(), key))).is_some()
+fn holder(table: &Relation, key: &str) -> Option<JobId> {
+    bookkeeping(|| spi::connect(|| heirs::holder(table.oid.to_u32(), key).job))
 }
 
 /// Deals with the unfinished job that has the key: keeps it, or cancels it to make room for the new one. A running one goes on
-/// either way when it is to be kept; when it is to be replaced it is cancelled, too.
+/// either way when it is to be kept; when it is to be replaced it is cancelled, too. The caller's own job does not count (`heirs`).
 fn take_over_key(table: &Relation, key: &str, keep: bool) -> Fallible<Option<[u8; 16]>> {
-    let Some(id) = bookkeeping(|| spi::connect(|| catalog::find_by_key(table.oid.to_u32(), key))) else {
-        return Ok(None);
-    };
+    let Some(id) = holder(table, key) else { return Ok(None) };
     if keep {
         return Ok(Some(id));
     }
