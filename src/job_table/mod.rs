@@ -87,6 +87,21 @@ impl Options {
     }
 }
 
+/// A column that an attached table had, and has no more.
+pub fn lost_column(name: &str) -> PgError {
+    let type_name = REQUIRED.iter().chain(&OPTIONAL).find(|(known, ..)| *known == name).map_or("", |(.., name)| name);
+    let instead = if OPTIONAL.iter().any(|(known, ..)| *known == name) {
+        "name those to be used with background_jobs.attach(..., columns => ...)"
+    } else {
+        "call background_jobs.detach()"
+    };
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+        format!("job table has no column \"{name}\" of type {type_name} any more"),
+    )
+    .hint(format!("Put the column back, or {instead}."))
+}
+
 /// As an SQL literal, whatever standard_conforming_strings says.
 pub fn literal(text: &str) -> String {
     let escape = if text.contains('\\') { "E" } else { "" };
