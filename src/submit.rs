@@ -85,6 +85,9 @@ pub fn submit(call: &Call) {
     }
     let table = job_table_of(call);
     let job = job_of(&row, table);
+    if finishing::includes(job) {
+        return;
+    }
     let new = new_job(&row, job, &options_of(call));
     match statement::waiting_for(call) {
         Some(statement) => enqueue::queue_for(statement, new),

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::catalog::{self, NewJob};
 use crate::enqueue::{self, Taken};
+use crate::finishing;
 use crate::heirs;
 use crate::inserted;
 use crate::job::{JobId, JobRef, Tid, Timing, handler_name};
@@ -252,8 +253,11 @@ fn retry_job(args: &Args) -> Fallible<bool> {
         if options.uses(name) { quote(name) } else { format!("NULL::pg_catalog.{kind}") }
     };
     let Some(row) = lock_row(&table, &job) else { return Err(super::no_such_job(&job, &table.name)) };
+    // As in a new row: whoever has made one of them NOT NULL has given it a default.
+    let written = ["attempts", "started_at", "finished_at"].into_iter().filter(|name| options.uses(name));
+    let as_new: String = written.map(|name| format!(", {} = DEFAULT", quote(name))).collect();
     let sql = format!(
-        "UPDATE {name} SET completed = false, cancelled = false, progress = 0, result = NULL \
+        "UPDATE {name} SET completed = false, cancelled = false, progress = 0, result = NULL{as_new} \
           WHERE id OPERATOR(pg_catalog.=) $1 AND tableoid OPERATOR(pg_catalog.=) $2 AND ctid OPERATOR(pg_catalog.=) $3 \
             AND {FINISHED} RETURNING payload, {}, {}, {}, {}, {}",
         column("handler", "text"),
@@ -265,8 +269,9 @@ fn retry_job(args: &Args) -> Fallible<bool> {
     let new = spi::connect(|| {
         let tid = spi::item_pointer(row.tid);
         let at = Some(Datum::from(std::ptr::from_ref(&tid)));
-        let rows = Statement::new(sql, &[pg_sys::UUIDOID, pg_sys::OIDOID, pg_sys::TIDOID])
-            .execute(&[spi::uuid(&job.id), spi::oid(row.relation), at], 0);
+        let update = Statement::new(sql, &[pg_sys::UUIDOID, pg_sys::OIDOID, pg_sys::TIDOID]);
+        // A row that moves to another partition is inserted there.
+        let rows = finishing::run(vec![job], || update.execute(&[spi::uuid(&job.id), spi::oid(row.relation), at], 0));
         if rows.processed == 0 {
             return None;
         }
