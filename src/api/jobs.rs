@@ -232,6 +232,7 @@ pub fn cancel(args: &Args) -> Datum {
         require_preload()?;
         let job = job_argument(args, 0, 1)?;
         let table = job_table::open(pg_sys::Oid::from(job.table), Lock::Write)?;
+        super::refuse_partition(&table)?;
         Ok(cancel_row(&table, &job.id))
     })());
     args.finish(Some(Datum::from(cancelled)))

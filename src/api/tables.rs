@@ -1,6 +1,6 @@
 //! create_table(), attach(), detach().
 
-use super::{Fallible, invalid, missing, or_raise, owned_table, require_preload};
+use super::{Fallible, invalid, missing, or_raise, owned_relation, owned_table, refuse_partition, require_preload};
 use crate::catalog;
 use crate::enqueue::{self, Taken};
 use crate::job::{JobRef, handler_name};
@@ -9,7 +9,7 @@ use crate::notes;
 use crate::owner;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::Args;
-use crate::pg::relation::{self, Lock, Relation, quote};
+use crate::pg::relation::{self, Lock, Relation, Trigger, quote};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
 use crate::pg::{shmem as pg_shmem, xact};
@@ -109,7 +109,7 @@ fn attach_with(args: &Args) -> Fallible<usize> {
 /// meanwhile, so that no row falls between the two.
 fn attach_table(table: &Relation, options: &Options) -> Fallible<usize> {
     job_table::check_shape(table, options)?;
-    check_key(table)?;
+    job_table::check_key(table)?;
     owner::check(table.owner)?;
     spi::connect(|| {
         for statement in job_table::trigger_statements(table, options) {
@@ -118,33 +118,6 @@ fn attach_table(table: &Relation, options: &Options) -> Fallible<usize> {
     });
     notes::note_handlers();
     Ok(submit_backlog(table, options))
-}
-
-/// Every job is looked up by its id, and named by it: the id must have a unique index, which a partitioned table can
-/// only have together with the partition's column.
-fn check_key(table: &Relation) -> Fallible<()> {
-    let unique = spi::connect(|| {
-        Statement::new(
-            "SELECT 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
-                 ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) i.indkey[0]
-              WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND a.attname OPERATOR(pg_catalog.=) 'id'
-                AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
-                AND (i.indnkeyatts OPERATOR(pg_catalog.=) 1 OR $2)",
-            &[pg_sys::OIDOID, pg_sys::BOOLOID],
-        )
-        .execute(&[spi::oid(table.oid), Some(Datum::from(table.kind == 'p'))], 1)
-        .processed
-            > 0
-    });
-    if unique {
-        return Ok(());
-    }
-    Err(PgError::new(
-        PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
-        format!("table \"{}\" cannot hold jobs: column \"id\" is not its key", table.name),
-    )
-    .detail("Every job is looked up by its id.")
-    .hint(format!("Use ALTER TABLE {} ADD PRIMARY KEY (id).", table.qualified_name())))
 }
 
 /// Queues unfinished rows that are not in the queue, in the order of their timestamps.
@@ -209,9 +182,17 @@ pub fn detach(args: &Args) -> Datum {
 fn detach_table(args: &Args) -> Fallible<()> {
     require_preload()?;
     let oid = args.oid(0).ok_or_else(|| missing("job_table"))?;
-    let table = owned_table(oid, Lock::Define)?;
+    // One that was attached before it became a partition has triggers of its own.
+    let table = owned_relation(oid, Lock::Define)?;
+    let is_ours = |trigger: &&Trigger| TRIGGERS.contains(&trigger.name.as_str()) && !trigger.is_clone;
+    let ours: Vec<_> = table.triggers.iter().filter(is_ours).collect();
+    if ours.is_empty() {
+        refuse_partition(&table)?;
+        let message = format!("table \"{}\" is not attached, skipping", table.name);
+        PgError::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message).notice();
+    }
     spi::connect(|| {
-        for trigger in table.triggers.iter().filter(|trigger| TRIGGERS.contains(&trigger.name.as_str())) {
+        for trigger in ours {
             spi::execute_once(&format!("DROP TRIGGER {} ON {}", quote(&trigger.name), table.qualified_name()));
         }
     });

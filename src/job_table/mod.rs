@@ -1,7 +1,9 @@
 //! The application's table: what has to be there, and what attach() puts there.
 
+mod key;
 mod statements;
 
+pub use key::check_key;
 pub use statements::Statements;
 
 use crate::pg::error::PgError;
