@@ -3,6 +3,7 @@
 
 use crate::catalog::{self, Destination, NewJob, Submission};
 use crate::destinations;
+use crate::heirs;
 use crate::job::{JobRef, Waiting, format_id};
 use crate::notes::{self, Submitted};
 use crate::pg::error::PgError;
@@ -105,13 +106,16 @@ fn insert(submissions: Vec<Submission>, taken: Taken) {
 
 /// Queues a job that is, or may be, in the queue already.
 pub fn requeue(new: NewJob, taken: Taken) {
-    let new = at_least_one_attempt(new);
+    let mut new = at_least_one_attempt(new);
     let lane = bookkeeping(|| {
         spi::connect(|| {
-            if let Some(key) = &new.job_key {
-                refuse_taken_key(new.job, key);
+            let heritage = new.job_key.as_ref().and_then(|key| refuse_taken_key(new.job, key));
+            let key = if heritage.is_some() { new.job_key.take() } else { None };
+            let lane = catalog::enqueue(&new, taken == Taken::Refuse);
+            if let (Some(of), Some(key)) = (heritage, key) {
+                heirs::note(of, key, new.job, new.enqueued_at);
             }
-            catalog::enqueue(&new, taken == Taken::Refuse)
+            lane
         })
     });
     let Some(lane) = lane else { refuse_taken_id(new.job) };
@@ -133,8 +137,10 @@ fn refuse_taken_id(job: JobRef) -> ! {
     .raise()
 }
 
-fn refuse_taken_key(job: JobRef, key: &str) {
-    if catalog::find_by_key(job.table, key).is_some_and(|holder| holder != job.id) {
+/// Returns the job that the key comes from when that is finished.
+fn refuse_taken_key(job: JobRef, key: &str) -> Option<JobRef> {
+    let holder = heirs::holder(job.table, key);
+    if holder.job.is_some_and(|holder| holder != job.id) {
         PgError::new(
             PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
             format!("an unfinished job with job_key \"{key}\" exists already"),
@@ -142,4 +148,5 @@ fn refuse_taken_key(job: JobRef, key: &str) {
         .hint("Use background_jobs.enqueue() with job_key_mode 'replace' or 'keep', or cancel that job first.")
         .raise();
     }
+    holder.running.filter(|running| *running != job)
 }

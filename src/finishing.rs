@@ -1,4 +1,5 @@
-//! Which jobs this process finishes just now: its own UPDATE of their rows is not a client's, so the triggers leave those alone.
+//! Which jobs this process finishes just now, or makes unfinished again: its own UPDATE of their rows is not a client's, so the triggers
+//! leave those alone.
 
 use crate::job::JobRef;
 use std::cell::RefCell;
@@ -7,19 +8,18 @@ thread_local! {
     static FINISHING: RefCell<Vec<JobRef>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Ends it, after an error, too.
-struct End;
+/// Puts back what was there before, after an error, too: a trigger of the owner's on the one row may retry() another job.
+struct Before(Vec<JobRef>);
 
-impl Drop for End {
+impl Drop for Before {
     fn drop(&mut self) {
-        FINISHING.take();
+        FINISHING.set(std::mem::take(&mut self.0));
     }
 }
 
-/// Runs `f`, which finishes these jobs.
+/// Runs `f`, which writes the rows of these jobs.
 pub fn run<T>(jobs: Vec<JobRef>, f: impl FnOnce() -> T) -> T {
-    FINISHING.set(jobs);
-    let _end = End;
+    let _before = Before(FINISHING.replace(jobs));
     f()
 }
 

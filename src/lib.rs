@@ -89,6 +89,7 @@ mod finishing;
 mod gaps;
 mod gucs;
 mod handler;
+mod heirs;
 mod inserted;
 mod job;
 mod job_table;
@@ -126,6 +127,7 @@ pub extern "C-unwind" fn _PG_init() {
     gucs::define();
     pg::shmem::install(shmem::size, journal::start);
     pg::xact::on_end(notes::on_end);
+    pg::xact::on_end(heirs::forget);
     pg::xact::before_commit(notes::before_commit);
     pg::utility::install(databases::callbacks());
     pg::planner::install("queued_job");

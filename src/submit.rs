@@ -6,7 +6,7 @@ use crate::enqueue::{self, Taken};
 use crate::finishing;
 use crate::inserted;
 use crate::job::{JobRef, Timing, handler_name};
-use crate::job_table::Options;
+use crate::job_table::{self, Options};
 use crate::notes;
 use crate::pg::call;
 use crate::pg::clock::{self, Timestamp};
@@ -21,7 +21,8 @@ use crate::pg::trigger::{Call, Event, Row};
 use crate::planted::{self, Bug};
 use crate::protocol::{self, Flags};
 use crate::shmem;
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::PgSqlErrorCode;
+use pgrx::pg_sys::{self, Datum};
 
 /// The time of the next arrival: later than the one before, so that rows keep the order of their insertion.
 pub fn arrival() -> Timestamp {
@@ -53,27 +54,24 @@ fn job_table_of(call: &Call) -> u32 {
     root.to_u32()
 }
 
+/// A row without the column is unfinished: its job waits until the table is mended.
 fn flag(row: &Row, column: &str) -> bool {
-    row.get(column, pg_sys::BOOLOID).is_some_and(|datum| datum.value() as u8 != 0)
+    row.get(column, pg_sys::BOOLOID).flatten().is_some_and(|datum| datum.value() as u8 != 0)
 }
 
 fn flags(row: &Row) -> Flags {
     Flags { completed: flag(row, "completed"), cancelled: flag(row, "cancelled") }
 }
 
-fn string(row: &Row, column: &str) -> Option<String> {
-    row.get(column, pg_sys::TEXTOID).map(from_text)
+/// What a column says that decides about the job. Without it the job would be another than the client has asked for.
+fn needed(row: &Row, column: &str, type_id: pg_sys::Oid) -> Option<Datum> {
+    row.get(column, type_id).unwrap_or_else(|| job_table::lost_column(column).raise())
 }
 
 fn job_of(row: &Row, table: u32) -> JobRef {
-    match row.get("id", pg_sys::UUIDOID) {
+    match needed(row, "id", pg_sys::UUIDOID) {
         Some(id) => JobRef { table, id: uuid_bytes(id) },
-        None => PgError::new(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-            "job table has no column \"id\" of type uuid any more",
-        )
-        .hint("Put the column back, or call background_jobs.detach().")
-        .raise(),
+        None => PgError::new(PgSqlErrorCode::ERRCODE_NOT_NULL_VIOLATION, "the id of a job must not be null").raise(),
     }
 }
 
@@ -86,8 +84,11 @@ pub fn submit(call: &Call) {
         return;
     }
     let table = job_table_of(call);
-    let new = new_job(&row, table, &options_of(call));
-    let job = new.job;
+    let job = job_of(&row, table);
+    if finishing::includes(job) {
+        return;
+    }
+    let new = new_job(&row, job, &options_of(call));
     match statement::waiting_for(call) {
         Some(statement) => enqueue::queue_for(statement, new),
         None => enqueue::queue(new, taken_id(call)),
@@ -106,24 +107,24 @@ fn taken_id(call: &Call) -> Taken {
 }
 
 /// What a row submits.
-fn new_job(row: &Row, table: u32, options: &Options) -> NewJob {
-    let column = |name: &str| options.uses(name).then(|| string(row, name)).flatten();
+fn new_job(row: &Row, job: JobRef, options: &Options) -> NewJob {
+    let value = |name: &str, type_id| if options.uses(name) { needed(row, name, type_id) } else { None };
+    let column = |name: &str| value(name, pg_sys::TEXTOID).map(from_text);
     let handler = column("handler").or_else(|| {
-        let payload = row.get("payload", pg_sys::JSONBOID)?;
+        let payload = needed(row, "payload", pg_sys::JSONBOID)?;
         call::jsonb_field_text(payload, &options.handler_key)
     });
     let arrival = arrival();
-    let asked = options.uses("run_at").then(|| row.get("run_at", pg_sys::TIMESTAMPTZOID)).flatten();
+    let asked = value("run_at", pg_sys::TIMESTAMPTZOID);
     let (timing, run_at) = schedule(asked.map(|datum| datum.value() as Timestamp), arrival);
-    let number = |name: &str, type_id| options.uses(name).then(|| row.get(name, type_id)).flatten();
     NewJob {
-        job: job_of(row, table),
+        job,
         handler: handler_name(handler),
-        priority: number("priority", pg_sys::INT2OID).map(|datum| datum.value() as i16),
+        priority: value("priority", pg_sys::INT2OID).map(|datum| datum.value() as i16),
         timing,
         run_at,
         enqueued_at: arrival,
-        max_attempts: number("max_attempts", pg_sys::INT4OID).map(|datum| datum.value() as i32),
+        max_attempts: value("max_attempts", pg_sys::INT4OID).map(|datum| datum.value() as i32),
         queue: column("queue"),
         job_key: column("job_key"),
         row_tid: row.tid(),
@@ -146,7 +147,7 @@ pub fn withdraw(call: &Call) {
                 take_out(before);
             }
             if change.submit {
-                enqueue::queue(new_job(&new, table, &options_of(call)), taken_id(call));
+                enqueue::queue(new_job(&new, after, &options_of(call)), taken_id(call));
             }
         }
         (Event::Delete, true, Some(old), _) => {

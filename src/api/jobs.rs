@@ -6,8 +6,10 @@ use super::{
 };
 use crate::catalog::{self, NewJob};
 use crate::enqueue::{self, Taken};
+use crate::finishing;
+use crate::heirs;
 use crate::inserted;
-use crate::job::{JobRef, Tid, Timing, handler_name};
+use crate::job::{JobId, JobRef, Tid, Timing, handler_name};
 use crate::job_table::{self, Options};
 use crate::notes;
 use crate::pg::call;
@@ -76,7 +78,7 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
         }
         // Somebody else may get the key between the look and the insert: then there is somebody to look at.
         match xact::subtransaction("enqueue() with a job_key", &memory, submit) {
-            Err(error) if error.is(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION) && is_taken(&table, &key) => {}
+            Err(error) if error.is(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION) && holder(&table, &key).is_some() => {}
             // Who had the key has ended since, or it is another key that is taken: then it is so again.
             Err(error) if error.is(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION) && unexplained < 2 => unexplained += 1,
             Err(error) => return Err(error),
@@ -89,16 +91,14 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
 /// How often enqueue() looks again when others submit jobs with the same key at the same moment.
 const KEY_FIGHTS: usize = 100;
 
-fn is_taken(table: &Relation, key: &str) -> bool {
-    bookkeeping(|| spi::connect(|| catalog::find_by_key(table.oid.to_u32(), key))).is_some()
+fn holder(table: &Relation, key: &str) -> Option<JobId> {
+    bookkeeping(|| spi::connect(|| heirs::holder(table.oid.to_u32(), key).job))
 }
 
 /// Deals with the unfinished job that has the key: keeps it, or cancels it to make room for the new one. A running one goes on
-/// either way when it is to be kept; when it is to be replaced it is cancelled, too.
+/// either way when it is to be kept; when it is to be replaced it is cancelled, too. The caller's own job does not count (`heirs`).
 fn take_over_key(table: &Relation, key: &str, keep: bool) -> Fallible<Option<[u8; 16]>> {
-    let Some(id) = bookkeeping(|| spi::connect(|| catalog::find_by_key(table.oid.to_u32(), key))) else {
-        return Ok(None);
-    };
+    let Some(id) = holder(table, key) else { return Ok(None) };
     if keep {
         return Ok(Some(id));
     }
@@ -233,6 +233,7 @@ pub fn cancel(args: &Args) -> Datum {
         require_preload()?;
         let job = job_argument(args, 0, 1)?;
         let table = job_table::open(pg_sys::Oid::from(job.table), Lock::Write)?;
+        super::refuse_partition(&table)?;
         Ok(cancel_row(&table, &job.id))
     })());
     args.finish(Some(Datum::from(cancelled)))
@@ -254,8 +255,11 @@ fn retry_job(args: &Args) -> Fallible<bool> {
         if options.uses(name) { quote(name) } else { format!("NULL::pg_catalog.{kind}") }
     };
     let Some(row) = lock_row(&table, &job) else { return Err(super::no_such_job(&job, &table.name)) };
+    // As in a new row: whoever has made one of them NOT NULL has given it a default.
+    let written = ["attempts", "started_at", "finished_at"].into_iter().filter(|name| options.uses(name));
+    let as_new: String = written.map(|name| format!(", {} = DEFAULT", quote(name))).collect();
     let sql = format!(
-        "UPDATE {name} SET completed = false, cancelled = false, progress = 0, result = NULL \
+        "UPDATE {name} SET completed = false, cancelled = false, progress = 0, result = NULL{as_new} \
           WHERE id OPERATOR(pg_catalog.=) $1 AND tableoid OPERATOR(pg_catalog.=) $2 AND ctid OPERATOR(pg_catalog.=) $3 \
             AND {FINISHED} RETURNING payload, {}, {}, {}, {}, {}",
         column("handler", "text"),
@@ -267,8 +271,9 @@ fn retry_job(args: &Args) -> Fallible<bool> {
     let new = spi::connect(|| {
         let tid = spi::item_pointer(row.tid);
         let at = Some(Datum::from(std::ptr::from_ref(&tid)));
-        let rows = Statement::new(sql, &[pg_sys::UUIDOID, pg_sys::OIDOID, pg_sys::TIDOID])
-            .execute(&[spi::uuid(&job.id), spi::oid(row.relation), at], 0);
+        let update = Statement::new(sql, &[pg_sys::UUIDOID, pg_sys::OIDOID, pg_sys::TIDOID]);
+        // A row that moves to another partition is inserted there.
+        let rows = finishing::run(vec![job], || update.execute(&[spi::uuid(&job.id), spi::oid(row.relation), at], 0));
         if rows.processed == 0 {
             return None;
         }

@@ -13,9 +13,10 @@ use crate::job_table::{self, Options};
 use crate::pg::error::PgError;
 use crate::pg::fmgr::Args;
 use crate::pg::relation::{self, Lock, Relation};
+use crate::pg::spi::{self, Statement};
 use crate::pg::{role, shmem};
 use pgrx::PgSqlErrorCode;
-use pgrx::pg_sys::Oid;
+use pgrx::pg_sys::{self, Oid};
 
 /// The result of a function body; the error is raised at its end.
 type Fallible<T> = Result<T, PgError>;
@@ -64,6 +65,13 @@ fn table_argument(args: &Args, n: usize) -> Fallible<Oid> {
 
 /// The table, if the current user may act as its owner.
 fn owned_table(oid: Oid, lock: Lock) -> Fallible<Relation> {
+    let table = owned_relation(oid, lock)?;
+    refuse_partition(&table)?;
+    Ok(table)
+}
+
+/// The same for a partition, too.
+fn owned_relation(oid: Oid, lock: Lock) -> Fallible<Relation> {
     // Before the lock: who may not have it must not make others wait for it. And under it, for it may have changed.
     if relation::owner(oid).is_none_or(role::is_member_of) {
         let table = job_table::open(oid, lock)?;
@@ -83,8 +91,32 @@ fn check_kind(table: Relation) -> Fallible<Relation> {
     Err(PgError::new(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{}\" is not a table", table.name)))
 }
 
-/// The table, if it is attached.
+/// Jobs are those of the partitioned table, whichever partition their rows are in: under another name they would not be found.
+fn refuse_partition(table: &Relation) -> Fallible<()> {
+    if !table.is_partition {
+        return Ok(());
+    }
+    let root = spi::connect(|| {
+        let rows = Statement::new(
+            "SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+               FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+              WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.pg_partition_root($1)::pg_catalog.oid",
+            &[pg_sys::OIDOID],
+        )
+        .execute(&[spi::oid(table.oid)], 1);
+        Some(relation::qualified(&rows.get::<String>(0, 1)?, &rows.get::<String>(0, 2)?))
+    });
+    let error = PgError::new(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{}\" is a partition", table.name));
+    Err(match root {
+        Some(name) => error.hint(format!("Name the partitioned table, {name}.")),
+        None => error,
+    })
+}
+
+/// How the table is attached.
 fn attached_table(table: &Relation) -> Fallible<Options> {
+    // A partition has the triggers, too.
+    refuse_partition(table)?;
     job_table::attachment(table).ok_or_else(|| {
         PgError::new(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -65,6 +65,7 @@ fn status_of(args: &Args) -> Fallible<Option<Status>> {
     require_preload()?;
     let job = job_argument(args, 0, 1)?;
     let table = job_table::open(Oid::from(job.table), Lock::Read)?;
+    super::refuse_partition(&table)?;
     let memory = Current::get();
     // The queue before the row: a job that is not in the queue any more has its end in the row by then. Whether the
     // caller may read the row decides about the rest.

@@ -1,6 +1,6 @@
 //! create_table(), attach(), detach().
 
-use super::{Fallible, invalid, missing, or_raise, owned_table, require_preload};
+use super::{Fallible, invalid, missing, or_raise, owned_relation, owned_table, refuse_partition, require_preload};
 use crate::catalog;
 use crate::enqueue::{self, Taken};
 use crate::job::{JobRef, handler_name};
@@ -9,7 +9,7 @@ use crate::notes;
 use crate::owner;
 use crate::pg::error::PgError;
 use crate::pg::fmgr::Args;
-use crate::pg::relation::{self, Lock, Relation, quote};
+use crate::pg::relation::{self, Lock, Relation, Trigger, quote};
 use crate::pg::role::bookkeeping;
 use crate::pg::spi::{self, Statement};
 use crate::pg::{shmem as pg_shmem, xact};
@@ -109,7 +109,7 @@ fn attach_with(args: &Args) -> Fallible<usize> {
 /// meanwhile, so that no row falls between the two.
 fn attach_table(table: &Relation, options: &Options) -> Fallible<usize> {
     job_table::check_shape(table, options)?;
-    check_key(table)?;
+    job_table::check_key(table)?;
     owner::check(table.owner)?;
     spi::connect(|| {
         for statement in job_table::trigger_statements(table, options) {
@@ -120,40 +120,13 @@ fn attach_table(table: &Relation, options: &Options) -> Fallible<usize> {
     Ok(submit_backlog(table, options))
 }
 
-/// Every job is looked up by its id, and named by it: the id must have a unique index, which a partitioned table can
-/// only have together with the partition's column.
-fn check_key(table: &Relation) -> Fallible<()> {
-    let unique = spi::connect(|| {
-        Statement::new(
-            "SELECT 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
-                 ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) i.indkey[0]
-              WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND a.attname OPERATOR(pg_catalog.=) 'id'
-                AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
-                AND (i.indnkeyatts OPERATOR(pg_catalog.=) 1 OR $2)",
-            &[pg_sys::OIDOID, pg_sys::BOOLOID],
-        )
-        .execute(&[spi::oid(table.oid), Some(Datum::from(table.kind == 'p'))], 1)
-        .processed
-            > 0
-    });
-    if unique {
-        return Ok(());
-    }
-    Err(PgError::new(
-        PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
-        format!("table \"{}\" cannot hold jobs: column \"id\" is not its key", table.name),
-    )
-    .detail("Every job is looked up by its id.")
-    .hint(format!("Use ALTER TABLE {} ADD PRIMARY KEY (id).", table.qualified_name())))
-}
-
 /// Queues unfinished rows that are not in the queue, in the order of their timestamps.
 fn submit_backlog(table: &Relation, options: &Options) -> usize {
     let column = |name: &str, otherwise: &str| {
         if options.uses(name) { quote(name) } else { otherwise.to_string() }
     };
     let sql = format!(
-        "SELECT id, COALESCE({}, payload OPERATOR(pg_catalog.->>) {}), {}, {}, {}, {}, {} FROM {} \
+        "SELECT id, COALESCE({}, payload OPERATOR(pg_catalog.->>) {}), {}, {}, {}, {}, {} FROM {}{} \
           WHERE completed IS NOT TRUE AND cancelled IS NOT TRUE ORDER BY \"timestamp\", id",
         column("handler", "NULL::pg_catalog.text"),
         literal(&options.handler_key),
@@ -162,6 +135,8 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
         column("max_attempts", "NULL::pg_catalog.int4"),
         column("queue", "NULL::pg_catalog.text"),
         column("job_key", "NULL::pg_catalog.text"),
+        // Tables that inherit from it have no triggers of ours; partitions have.
+        if table.kind == 'p' { "" } else { "ONLY " },
         table.qualified_name(),
     );
     // A transaction that keeps its snapshot would not see what was committed before the lock was granted, be it a row or a place in
@@ -207,9 +182,17 @@ pub fn detach(args: &Args) -> Datum {
 fn detach_table(args: &Args) -> Fallible<()> {
     require_preload()?;
     let oid = args.oid(0).ok_or_else(|| missing("job_table"))?;
-    let table = owned_table(oid, Lock::Define)?;
+    // One that was attached before it became a partition has triggers of its own.
+    let table = owned_relation(oid, Lock::Define)?;
+    let is_ours = |trigger: &&Trigger| TRIGGERS.contains(&trigger.name.as_str()) && !trigger.is_clone;
+    let ours: Vec<_> = table.triggers.iter().filter(is_ours).collect();
+    if ours.is_empty() {
+        refuse_partition(&table)?;
+        let message = format!("table \"{}\" is not attached, skipping", table.name);
+        PgError::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message).notice();
+    }
     spi::connect(|| {
-        for trigger in table.triggers.iter().filter(|trigger| TRIGGERS.contains(&trigger.name.as_str())) {
+        for trigger in ours {
             spi::execute_once(&format!("DROP TRIGGER {} ON {}", quote(&trigger.name), table.qualified_name()));
         }
     });

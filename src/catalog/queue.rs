@@ -182,6 +182,16 @@ pub fn find_by_key(of: u32, key: &str) -> Option<JobId> {
         .uuid(0, 1)
 }
 
+/// Gives a key to a job that was queued without one, if it is that submission that is in the queue.
+pub fn give_key(job: JobRef, enqueued_at: Timestamp, key: &str) {
+    statement!(
+        "UPDATE background_jobs.queued_job SET job_key = $4
+          WHERE job_table = $1 AND job_id = $2 AND enqueued_at = $3 AND job_key IS NULL",
+        [OID, UUID, TIME, TEXT]
+    )
+    .execute(&[table(job.table), uuid(&job.id), timestamp(enqueued_at), text(key)], 0);
+}
+
 /// Drops a queued job's delay; a suspect stays one. Returns its lane from then on, if there is such a job.
 pub fn make_due(job: JobRef, now: Timestamp) -> Option<LaneKey> {
     let rows = statement!(

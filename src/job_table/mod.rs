@@ -1,7 +1,9 @@
 //! The application's table: what has to be there, and what attach() puts there.
 
+mod key;
 mod statements;
 
+pub use key::check_key;
 pub use statements::Statements;
 
 use crate::pg::error::PgError;
@@ -85,6 +87,21 @@ impl Options {
             .hint(format!("The optional columns are {}.", OPTIONAL.map(|(known, ..)| known).join(", ")))),
         }
     }
+}
+
+/// A column that an attached table had, and has no more.
+pub fn lost_column(name: &str) -> PgError {
+    let type_name = REQUIRED.iter().chain(&OPTIONAL).find(|(known, ..)| *known == name).map_or("", |(.., name)| name);
+    let instead = if OPTIONAL.iter().any(|(known, ..)| *known == name) {
+        "name those to be used with background_jobs.attach(..., columns => ...)"
+    } else {
+        "call background_jobs.detach()"
+    };
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+        format!("job table has no column \"{name}\" of type {type_name} any more"),
+    )
+    .hint(format!("Put the column back, or {instead}."))
 }
 
 /// As an SQL literal, whatever standard_conforming_strings says.

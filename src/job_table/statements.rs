@@ -59,7 +59,8 @@ impl Statements {
                 ],
             )
         };
-        let behind = format!("{UNFINISHED} AND progress OPERATOR(pg_catalog.<) $2");
+        // A client may have left it NULL.
+        let behind = format!("{UNFINISHED} AND (progress IS NULL OR progress OPERATOR(pg_catalog.<) $2)");
         // Partitions may have finished rows of the same id.
         let partitioned = table.kind == 'p';
         let unfinished_first = if partitioned { " ORDER BY 1" } else { "" };

@@ -66,6 +66,11 @@ impl PgError {
         Self { sqlstate: self.sqlstate.clone(), message, ..Self::default() }
     }
 
+    /// For the client, as what it wanted was there already.
+    pub fn notice(&self) {
+        report(pg_sys::NOTICE as c_int, self);
+    }
+
     pub fn warn(&self) {
         report(pg_sys::WARNING as c_int, self);
     }

@@ -19,6 +19,8 @@ pub struct Trigger {
     /// As in pg_trigger.tgenabled: 'O', 'D', 'R' or 'A'.
     pub enabled: char,
     pub arguments: Vec<String>,
+    /// It is the partitioned table's, in its partition.
+    pub is_clone: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -211,6 +213,7 @@ unsafe fn triggers(relation: pg_sys::Relation) -> Vec<Trigger> {
                 name: string(trigger.tgname),
                 enabled: trigger.tgenabled as u8 as char,
                 arguments: (0..trigger.tgnargs as usize).map(|n| string(*trigger.tgargs.add(n))).collect(),
+                is_clone: trigger.tgisclone,
             })
             .collect()
     }

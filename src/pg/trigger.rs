@@ -131,8 +131,8 @@ impl Row {
         item_pointer_to_u64(unsafe { (*self.tuple).t_self })
     }
 
-    /// The value of the column if there is a column of that name and type, or of a domain over it, and the value is not null.
-    pub fn get(&self, name: &str, type_id: pg_sys::Oid) -> Option<pg_sys::Datum> {
+    /// The value of the column, which may be null. None: there is no column of that name and type, or of a domain over it.
+    pub fn get(&self, name: &str, type_id: pg_sys::Oid) -> Option<Option<pg_sys::Datum>> {
         // SAFETY: tuple and descriptor belong together and live as long as the trigger call.
         unsafe {
             let natts = (*self.descriptor).natts as usize;
@@ -145,7 +145,7 @@ impl Row {
             let position = find(&|own| own == type_id).or_else(|| find(&|own| pg_sys::getBaseType(own) == type_id))?;
             let mut null = false;
             let datum = pg_sys::heap_getattr(self.tuple, position as i32 + 1, self.descriptor, &mut null);
-            (!null).then_some(datum)
+            Some((!null).then_some(datum))
         }
     }
 }

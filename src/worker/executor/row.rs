@@ -4,6 +4,7 @@ use super::Executor;
 use super::batch::Job;
 use crate::catalog;
 use crate::finishing;
+use crate::heirs;
 use crate::job_table::Statements;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
@@ -63,8 +64,10 @@ pub fn finish<'a>(mut assignments: impl Iterator<Item = &'a Assignment>) -> bool
     let queue = catalog::Queue::open();
     let finished = assignments.all(|assignment| {
         let quickly = queue.as_ref().and_then(|queue| queue.finish(assignment));
-        quickly.unwrap_or_else(|| bookkeeping(|| spi::connect(|| catalog::finish(assignment))))
-            || planted::is(Bug::NoFence)
+        let finished = quickly.unwrap_or_else(|| bookkeeping(|| spi::connect(|| catalog::finish(assignment))))
+            || planted::is(Bug::NoFence);
+        heirs::hand_over(assignment.job());
+        finished
     });
     xact::next_command();
     finished

@@ -25,7 +25,10 @@ SELECT background_jobs.attach('background_jobs', handler_key => 'it''s {a,"b"} \
 INSERT INTO background_jobs VALUES
     ('00000000-0000-0000-0000-000000000007', now(), '{"it''s {a,\"b\"} \\ key": "found"}', false, false, 0);
 SELECT handler FROM background_jobs.queue WHERE job_id = '00000000-0000-0000-0000-000000000007';
+-- NULL keeps what it is.
 SELECT background_jobs.attach('background_jobs', handler_key => NULL);
+SELECT encode(tgargs, 'escape') AS arguments FROM pg_trigger
+ WHERE tgrelid = 'background_jobs'::regclass AND tgname = 'background_jobs_submit';
 
 -- detach() drops the triggers and the queued jobs, and nothing else.
 SELECT background_jobs.detach('background_jobs');
@@ -85,6 +88,31 @@ SELECT background_jobs.attach('t', '{payload}'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.attach('t', '{}');
 ALTER TABLE t ALTER COLUMN priority TYPE smallint;
 SELECT background_jobs.attach('t', '{priority}');
+-- Whoever attaches again to mend something keeps the columns, disabled triggers or not; an empty list drops them.
+CREATE VIEW columns_of_t AS SELECT tgenabled, split_part(encode(tgargs, 'escape'), E'\\000', 2) AS columns
+  FROM pg_trigger WHERE tgrelid = 't'::regclass AND tgname = 'background_jobs_submit';
+SELECT background_jobs.attach('t');
+TABLE columns_of_t;
+ALTER TABLE t DISABLE TRIGGER USER;
+SELECT background_jobs.attach('t', handler_key => 'kind');
+TABLE columns_of_t;
+INSERT INTO t (id, "timestamp", payload, priority) VALUES ('00000000-0000-0000-0000-000000000001', now(), '{"kind": "k"}', 3);
+SELECT handler, priority FROM background_jobs.queue;
+SELECT background_jobs.attach('t', '{}');
+TABLE columns_of_t;
+DROP VIEW columns_of_t;
+DROP TABLE t;
+-- The key names one job at any time, and every job.
+CREATE TABLE t (id uuid UNIQUE, "timestamp" timestamptz, payload jsonb, completed boolean, cancelled boolean, progress real,
+    result jsonb);
+SELECT background_jobs.attach('t'); \echo :LAST_ERROR_SQLSTATE
+ALTER TABLE "public"."t" ALTER COLUMN id SET NOT NULL;
+SELECT background_jobs.attach('t');
+SELECT background_jobs.detach('t');
+ALTER TABLE t DROP CONSTRAINT t_id_key, ADD PRIMARY KEY (id) DEFERRABLE;
+SELECT background_jobs.attach('t'); \echo :LAST_ERROR_SQLSTATE
+ALTER TABLE "public"."t" ADD UNIQUE (id);
+SELECT background_jobs.attach('t');
 DROP TABLE t;
 
 -- Partitioned tables are attached as a whole.
@@ -92,10 +120,40 @@ CREATE TABLE parted (id uuid, "timestamp" timestamptz, payload jsonb, completed 
     result jsonb, PRIMARY KEY (id, "timestamp")) PARTITION BY RANGE ("timestamp");
 CREATE TABLE parted_rest PARTITION OF parted DEFAULT;
 SELECT background_jobs.attach('parted_rest'); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.detach('parted_rest'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.attach('parted');
 INSERT INTO parted VALUES ('00000000-0000-0000-0000-000000000001', now(), '{}', false, false, 0);
+INSERT INTO parted VALUES ('00000000-0000-0000-0000-000000000002', now(), '{}', true, false, 1);
 SELECT job_table, job_id, handler, state FROM background_jobs.queue;
+-- A partition is not a job table of its own, though it has the triggers.
+SELECT background_jobs.enqueue('resize', job_table => 'parted_rest'); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.cancel('00000000-0000-0000-0000-000000000001', 'parted_rest'); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.retry('00000000-0000-0000-0000-000000000002', 'parted_rest'); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.run_now('00000000-0000-0000-0000-000000000001', 'parted_rest'); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.wait('00000000-0000-0000-0000-000000000002', job_table => 'parted_rest'); \echo :LAST_ERROR_SQLSTATE
+SELECT * FROM background_jobs.status('00000000-0000-0000-0000-000000000001', 'parted_rest'); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.register_handler('f', 'pg_catalog.regress_built_in(jsonb)', 'parted_rest'); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.unregister_handler('f', 'parted_rest'); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.detach('parted_rest'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.detach('parted');
+DROP TABLE parted;
+-- Its key has the columns that it is partitioned by, too.
+CREATE TABLE parted (id uuid NOT NULL, "timestamp" timestamptz, payload jsonb, completed boolean, cancelled boolean,
+    progress real, result jsonb, "the region" text) PARTITION BY RANGE ("the region", "timestamp");
+SELECT background_jobs.attach('parted'); \echo :LAST_ERROR_SQLSTATE
+DROP TABLE parted;
+CREATE TABLE parted (id uuid NOT NULL, "timestamp" timestamptz, payload jsonb, completed boolean, cancelled boolean,
+    progress real, result jsonb) PARTITION BY LIST ((payload ->> 'region'));
+SELECT background_jobs.attach('parted'); \echo :LAST_ERROR_SQLSTATE
+DROP TABLE parted;
+-- One that became a partition after it was attached can still be detached.
+CREATE TABLE parted (id uuid, "timestamp" timestamptz, payload jsonb, completed boolean, cancelled boolean, progress real,
+    result jsonb, PRIMARY KEY (id, "timestamp")) PARTITION BY RANGE ("timestamp");
+CREATE TABLE parted_rest (LIKE parted, PRIMARY KEY (id));
+ALTER TABLE parted DROP CONSTRAINT parted_pkey;
+SELECT background_jobs.attach('parted_rest');
+ALTER TABLE parted ATTACH PARTITION parted_rest DEFAULT;
+SELECT background_jobs.detach('parted_rest');
 DROP TABLE parted;
 
 -- The owner's session runs the jobs, so it must not be a superuser's.

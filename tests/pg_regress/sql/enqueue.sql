@@ -3,7 +3,7 @@
 \pset null '(null)'
 SELECT background_jobs.create_table();
 CREATE FUNCTION echo(payload jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT payload';
-SELECT background_jobs.register_handler('echo', 'echo(jsonb)', max_attempts => 3, queue => 'slow', priority => 7::smallint);
+SELECT background_jobs.register_handler('echo', 'echo(jsonb)', max_attempts => 3, queue => 'slow', priority => 7);
 
 SELECT background_jobs.enqueue('echo') AS id \gset
 SELECT background_jobs.wait(:'id');
@@ -17,7 +17,7 @@ SELECT timestamp <= now() AND timestamp > now() - interval '1 min' AS recent, pa
 
 -- The handler's values, and the job's own.
 SELECT background_jobs.enqueue('echo', run_at => 'infinity', id => '00000000-0000-0000-0000-000000000001');
-SELECT background_jobs.enqueue('echo', run_at => 'infinity', priority => -5::smallint, queue => 'fast', max_attempts => 9,
+SELECT background_jobs.enqueue('echo', run_at => 'infinity', priority => -5, queue => 'fast', max_attempts => 9,
     id => '00000000-0000-0000-0000-000000000002', job_table => 'background_jobs');
 SELECT background_jobs.enqueue('unknown', id => '00000000-0000-0000-0000-000000000003');
 SELECT job_id, handler, queue, priority, run_at = 'infinity' AS never, state, attempts, max_attempts, last_error
@@ -52,7 +52,7 @@ DROP TABLE second;
 -- With columns of its own the table keeps the values, and the payload is the application's alone.
 SELECT background_jobs.create_table('full_jobs', '{handler,queue,priority,run_at,job_key,max_attempts}');
 SELECT background_jobs.register_handler('echo', 'echo(jsonb)', 'full_jobs');
-SELECT background_jobs.enqueue('echo', '[1, 2]', 'infinity', 4::smallint, 'q', 'key', 'replace', 2,
+SELECT background_jobs.enqueue('echo', '[1, 2]', 'infinity', 4, 'q', 'key', 'replace', 2,
     '00000000-0000-0000-0000-000000000031', 'full_jobs');
 SELECT payload, handler, queue, priority, run_at, job_key, max_attempts FROM full_jobs;
 SELECT handler, queue, priority, run_at, state, max_attempts FROM background_jobs.queue
@@ -69,6 +69,8 @@ SELECT background_jobs.enqueue('echo', '[]'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.enqueue('echo', '"text"'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.enqueue('echo', 'null'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.enqueue('echo', max_attempts => 0); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.enqueue('echo', priority => 32768); \echo :LAST_ERROR_SQLSTATE
+SELECT background_jobs.register_handler('echo', 'echo(jsonb)', priority => -32769); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.enqueue('echo', job_key => 'k', job_key_mode => 'ignore'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.enqueue('echo', id => '00000000-0000-0000-0000-000000000001'); \echo :LAST_ERROR_SQLSTATE
 SELECT background_jobs.enqueue('echo', job_table => NULL); \echo :LAST_ERROR_SQLSTATE

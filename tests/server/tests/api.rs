@@ -117,6 +117,51 @@ fn retry_runs_a_finished_job_from_the_beginning() {
     assert!(!app.one::<bool>("SELECT background_jobs.retry($1)", &[&scheduled]), "it is not finished");
 }
 
+/// What the completion of the one does to the queue is not the other's.
+#[test]
+fn a_trigger_on_a_row_that_is_completed_may_retry_another_job() {
+    let mut app = SHARED.app("nested_retry");
+    noting(&mut app);
+    let other = app.submit("noted", json!({}));
+    app.wait_final(other);
+    app.sql(
+        "CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM background_jobs.retry((NEW.payload ->> 'other')::uuid);
+            RETURN NEW;
+         END $$;
+         CREATE TRIGGER again BEFORE UPDATE ON background_jobs FOR EACH ROW
+            WHEN (NEW.completed AND NOT OLD.completed AND NEW.payload ? 'other') EXECUTE FUNCTION again()",
+    );
+    let id = app.submit("noted", json!({"other": other.to_string()}));
+    assert!(app.wait_final(id).completed);
+    app.wait_true("SELECT count(*) = 0 FROM background_jobs.queue");
+    assert_eq!((app.noted(id), app.noted(other)), (1, 2));
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.attempts", &[]), 0);
+}
+
+#[test]
+fn retry_takes_back_what_is_written_into_columns() {
+    let mut app = SHARED.app_without_table("written");
+    app.sql(
+        "SELECT background_jobs.create_table('background_jobs', '{attempts,started_at,finished_at}');
+         ALTER TABLE background_jobs ALTER attempts SET DEFAULT 0, ALTER attempts SET NOT NULL",
+    );
+    noting(&mut app);
+    let id = app.submit("noted", json!({}));
+    app.wait_final(id);
+    let now = "attempts = 1 AND started_at IS NOT NULL AND finished_at IS NOT NULL";
+    app.wait_true(&format!("SELECT {now} FROM background_jobs"));
+    app.sql("BEGIN");
+    assert!(app.one::<bool>("SELECT background_jobs.retry($1)", &[&id]));
+    assert!(
+        app.one::<bool>("SELECT attempts = 0 AND started_at IS NULL AND finished_at IS NULL FROM background_jobs", &[])
+    );
+    app.sql("COMMIT");
+    app.wait_final(id);
+    app.wait_true(&format!("SELECT {now} FROM background_jobs"));
+    assert_eq!(app.noted(id), 2);
+}
+
 #[test]
 fn status_tells_about_a_job_in_every_phase() {
     let mut app = SHARED.app("status");

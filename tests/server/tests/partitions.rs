@@ -147,3 +147,31 @@ fn a_handler_that_was_looked_up_for_a_statement_that_failed_is_looked_up_again()
     late.batch_execute("ROLLBACK").unwrap();
     app.open_gate("go");
 }
+
+/// The row is inserted anew in its other partition, which is no client's submission.
+#[test]
+fn a_retry_that_moves_the_row_to_another_partition_queues_its_job_once() {
+    for column in ["completed", "cancelled"] {
+        let mut app = SHARED.app_without_table("moved");
+        app.sql(&format!(
+            "CREATE TABLE background_jobs (id uuid NOT NULL DEFAULT gen_random_uuid(),
+                timestamp timestamptz NOT NULL DEFAULT clock_timestamp(), payload jsonb NOT NULL DEFAULT '{{}}',
+                completed boolean NOT NULL DEFAULT false, cancelled boolean NOT NULL DEFAULT false,
+                progress real NOT NULL DEFAULT 0, result jsonb, PRIMARY KEY (id, {column})) PARTITION BY LIST ({column});
+             CREATE TABLE open PARTITION OF background_jobs FOR VALUES IN (false);
+             CREATE TABLE done PARTITION OF background_jobs FOR VALUES IN (true);
+             SELECT background_jobs.attach('background_jobs')"
+        ));
+        app.handler("noted", "PERFORM note(); RETURN '1';");
+        let id = app.submit("noted", json!({"handler": "noted"}));
+        assert!(app.wait_final(id).completed);
+        assert!(app.one::<bool>("SELECT background_jobs.retry($1)", &[&id]), "{column}");
+        assert!(app.wait_final(id).completed);
+        let later: Uuid = app.one("SELECT background_jobs.enqueue('noted', run_at => 'infinity')", &[]);
+        assert!(app.one::<bool>("SELECT background_jobs.cancel($1)", &[&later]), "{column}");
+        assert!(app.one::<bool>("SELECT background_jobs.retry($1)", &[&later]), "{column}");
+        assert!(app.wait_final(later).completed);
+        assert_eq!((app.noted(id), app.noted(later)), (2, 1), "{column}");
+        app.wait_true("SELECT count(*) = 0 FROM background_jobs.queue");
+    }
+}

@@ -227,3 +227,14 @@ fn nothing_is_left_behind_where_progress_is_written() {
     let found: Vec<(String, bool, i64)> = found.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     assert_eq!(found, vec![(own, false, 0); 3]);
 }
+
+#[test]
+fn it_is_shown_where_the_client_has_left_it_null() {
+    let mut app = SHARED.app("null");
+    app.sql("ALTER TABLE background_jobs ALTER progress DROP NOT NULL, ALTER progress DROP DEFAULT");
+    app.handler("half", "PERFORM background_jobs.set_progress(0.5); PERFORM await_gate('go'); RETURN NULL;");
+    app.sql("INSERT INTO background_jobs (payload) VALUES ('{\"handler\": \"half\"}')");
+    app.wait_true("SELECT coalesce(progress = 0.5 AND NOT completed, false) FROM background_jobs");
+    app.open_gate("go");
+    app.wait_true("SELECT completed AND progress = 1 FROM background_jobs");
+}

@@ -162,3 +162,34 @@ fn unregister_leaves_the_jobs_unhandled() {
     noting(&mut app);
     assert!(app.wait_final(id).completed);
 }
+
+/// Their rows fire none of our triggers.
+#[test]
+fn attach_submits_no_rows_of_tables_that_inherit() {
+    let mut app = SHARED.app("inherited");
+    noting(&mut app);
+    app.sql(
+        "SELECT background_jobs.detach('background_jobs');
+         CREATE TABLE child (LIKE background_jobs INCLUDING DEFAULTS) INHERITS (background_jobs);
+         INSERT INTO child (id, payload) VALUES (gen_random_uuid(), '{\"handler\": \"noted\"}')",
+    );
+    let id = app.submit("noted", json!({}));
+    assert_eq!(app.one::<i64>("SELECT background_jobs.attach('background_jobs')", &[]), 1);
+    assert!(app.wait_final(id).completed);
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]), 0);
+    assert!(!app.one::<bool>("SELECT completed FROM child", &[]));
+}
+
+/// A restore, or the owner, may have left the triggers disabled: what the table was attached with is known all the same.
+#[test]
+fn attach_again_keeps_the_columns_of_disabled_triggers() {
+    let mut app = SHARED.app_without_table("disabled");
+    app.sql("SELECT background_jobs.create_table('background_jobs', '{run_at}'); ALTER TABLE background_jobs DISABLE TRIGGER USER");
+    assert_eq!(app.one::<i64>("SELECT background_jobs.attach('background_jobs')", &[]), 0);
+    noting(&mut app);
+    let id: Uuid = app.one(
+        "INSERT INTO background_jobs (payload, run_at) VALUES ('{\"handler\": \"noted\"}', 'infinity') RETURNING id",
+        &[],
+    );
+    assert_eq!(app.state(id), "scheduled");
+}

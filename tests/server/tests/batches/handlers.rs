@@ -102,3 +102,30 @@ fn a_handler_that_has_ended_its_executor_is_not_handed_out_behind_others() {
     let runs: i64 = app.one("SELECT last_value FROM runs", &[]);
     assert!(runs < N + N / 4, "{N} jobs were begun {runs} times");
 }
+
+#[test]
+fn jobs_of_a_batch_hand_their_keys_to_their_successors() {
+    let _alone = alone();
+    let mut app = SHARED.app("heirs");
+    app.handler(
+        "noted",
+        "PERFORM note();
+         IF payload ? 'n' THEN
+            PERFORM background_jobs.enqueue('later', run_at => 'infinity', job_key => 'key ' || (payload ->> 'n'));
+         END IF;
+         RETURN jsonb_build_object('n', payload -> 'n');",
+    );
+    warm(&mut app, "noted");
+    in_one_batch(&mut app, |app| {
+        app.sql(&format!(
+            "SELECT background_jobs.enqueue('noted', jsonb_build_object('n', n), job_key => 'key ' || n) FROM generate_series(1, {N}) n"
+        ));
+    });
+    app.wait_true("SELECT count(*) = 0 FROM background_jobs WHERE payload ->> 'handler' = 'noted' AND NOT completed");
+    assert!(shared(&mut app), "or this proves nothing about a batch");
+    let keys =
+        "SELECT count(DISTINCT job_key) FROM background_jobs.queued_job WHERE handler = 'later' AND job_key ~ '^key '";
+    assert_eq!(app.admin().query_one(keys, &[]).unwrap().get::<_, i64>(0), N);
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]), N);
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM ledger", &[]), N);
+}

@@ -106,7 +106,7 @@ fn a_used_column_that_is_dropped_keeps_the_jobs_until_attach_is_told() {
     let id = scheduled(&mut app, "held");
     app.sql("ALTER TABLE background_jobs DROP COLUMN finished_at");
     run_now(&mut app, id);
-    app.sql("SELECT background_jobs.attach('background_jobs')");
+    app.sql("SELECT background_jobs.attach('background_jobs', columns => '{}')");
     assert_eq!(app.wait_final(id).result, Some(json!("old")));
     assert_eq!(app.noted(id), 1);
 }
@@ -128,6 +128,38 @@ fn a_job_submitted_while_a_required_column_is_missing_waits_until_it_is_back_and
     );
     assert_eq!(app.wait_final(id).result, Some(json!("old")));
     assert_eq!(app.noted(id), 1);
+}
+
+/// Kept it would be another job than the client has asked for: of another handler, or without its time.
+#[test]
+fn an_insert_is_refused_while_a_column_is_missing_that_decides_about_the_job() {
+    let mut app = SHARED.app_without_table("deciding_column");
+    app.sql(
+        "SELECT background_jobs.create_table('background_jobs', '{handler,run_at,finished_at}');
+         SELECT background_jobs.create_table('plain')",
+    );
+    let insert = "INSERT INTO background_jobs DEFAULT VALUES";
+    let changes = [
+        ("RENAME handler TO was", "RENAME was TO handler"),
+        ("RENAME run_at TO was", "RENAME was TO run_at"),
+        ("ALTER run_at TYPE text", "ALTER run_at TYPE timestamptz USING run_at::timestamptz"),
+        ("RENAME payload TO was", "RENAME was TO payload"),
+    ];
+    for (change, back) in changes {
+        app.sql(&format!("ALTER TABLE background_jobs {change}"));
+        assert_eq!(app.sqlstate(insert), "42703", "{change}");
+        app.sql(&format!("ALTER TABLE background_jobs {back}; {insert}"));
+    }
+    // What is written when the job ends may come back until then.
+    app.sql(&format!("ALTER TABLE background_jobs RENAME finished_at TO was; {insert}"));
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.queue", &[]), 5);
+    app.sql("ALTER TABLE plain RENAME payload TO was");
+    assert_eq!(app.sqlstate("INSERT INTO plain (was) VALUES ('{\"handler\": \"x\"}')"), "42703");
+    app.sql("INSERT INTO plain (was, cancelled) VALUES ('{}', true)");
+    assert_eq!(
+        app.one::<i64>("SELECT count(*) FROM background_jobs.queue WHERE job_table = 'plain'::regclass", &[]),
+        0
+    );
 }
 
 #[test]
