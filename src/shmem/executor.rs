@@ -23,7 +23,7 @@ pub const BATCH: usize = 192;
 /// not drained yet.
 pub const RING: usize = 512;
 
-/// Instead of a run time: the job could not be run at all, and its lane should be left alone for a while.
+/// Instead of a run time: the job could not be run at all, and its lane should be left alone for a while (`Dispatcher::refused`).
 pub const REFUSED: u64 = u64::MAX;
 
 /// A handler's name in a fixed place.

@@ -169,7 +169,9 @@ impl Dispatcher {
         let handlers: HashMap<_, _> = catalog::handlers(None).into_iter().map(known).collect();
         let told = handlers != self.handlers && self.slot.retell_handlers(version);
         self.handlers_version = Some(if told { version + 1 } else { version });
-        self.lanes.retain(|key, _| handlers.contains_key(&(key.table, key.handler.clone())));
+        let is_handled = |key: &LaneKey| handlers.contains_key(&(key.table, key.handler.clone()));
+        self.lanes.retain(|key, _| is_handled(key));
+        self.refusals.retain(|key, _| is_handled(key));
         let before = std::mem::replace(&mut self.handlers, handlers);
         self.handlers.keys().filter(|handler| !before.contains_key(*handler)).cloned().collect()
     }

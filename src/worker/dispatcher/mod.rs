@@ -65,6 +65,8 @@ pub struct Dispatcher {
     handlers_version: Option<u64>,
     tables: HashMap<u32, Table>,
     lanes: HashMap<LaneKey, Lane>,
+    /// How long the lanes were left alone the last time that are refused, or share a table with one that is.
+    refusals: HashMap<LaneKey, Duration>,
     claims: HashMap<JobRef, Claimed>,
     /// Jobs that were submitted again while an earlier run of their id is still claimed.
     skipped: HashMap<JobRef, (LaneKey, clock::Timestamp)>,
@@ -150,6 +152,7 @@ impl Dispatcher {
             handlers_version: None,
             tables: HashMap::new(),
             lanes: HashMap::new(),
+            refusals: HashMap::new(),
             claims: HashMap::new(),
             skipped: HashMap::new(),
             uncharged: HashSet::new(),
