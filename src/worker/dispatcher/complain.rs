@@ -62,7 +62,9 @@ impl Dispatcher {
         .hint("Register it with background_jobs.register_handler(), as the owner of the table.");
         let owner = relation::owner(Oid::from(table)).map_or(0, Oid::to_u32);
         let said = self.complaints.unknown_names.get(&owner).copied().unwrap_or(0);
-        if said < UNKNOWN_NAMES && self.complain(format!("handler {table} {name}"), &problem) {
+        let about = format!("handler {table} {name}");
+        if said < UNKNOWN_NAMES && !self.complaints.said.contains(&about) {
+            self.complain(about, &problem);
             self.complaints.unknown_names.insert(owner, said + 1);
         }
     }
@@ -73,22 +75,14 @@ impl Dispatcher {
         let Some(problem) = problem else { return drop(owners.remove(&owner)) };
         let before = owners.insert(owner, problem.message.clone());
         if before.as_ref() != Some(&problem.message) {
-            self.say(problem);
+            problem.log();
         }
     }
 
-    /// Logs a problem once; false: it was said before.
-    pub fn complain(&mut self, about: String, problem: &PgError) -> bool {
-        let first = self.complaints.said.insert(about);
-        if first {
-            self.say(problem);
+    /// Logs a problem once.
+    pub fn complain(&mut self, about: String, problem: &PgError) {
+        if self.complaints.said.insert(about) {
+            problem.log();
         }
-        first
-    }
-
-    fn say(&self, problem: &PgError) {
-        // log_line_prefix knows a worker's database by no escape.
-        let detail = problem.detail.as_deref().unwrap_or("No job of it runs.");
-        problem.clone().detail(format!("{detail} This is in database \"{}\".", self.name)).log();
     }
 }

@@ -259,9 +259,7 @@ impl Dispatcher {
         match xact::transaction(|| spi::connect(|| catalog::prune(gucs::attempts_retention()))) {
             Ok(0) => {}
             Ok(_) => self.next_housekeeping = Instant::now() + HOUSEKEEPING / 60,
-            Err(error) => {
-                self.complain("prune".to_string(), &error);
-            }
+            Err(error) => self.complain("prune".to_string(), &error),
         }
     }
 
