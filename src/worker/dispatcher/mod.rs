@@ -212,6 +212,7 @@ impl Dispatcher {
         }
         let enabled = gucs::ENABLED.get();
         self.slot.paused.store(!enabled, Ordering::Release);
+        self.slot.restoring.store(self.restoring, Ordering::Release);
         let more = enabled && !self.restoring && self.assign();
         self.supervise();
         if polled {

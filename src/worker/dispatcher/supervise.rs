@@ -4,14 +4,16 @@ use super::pace::{BUSY, busy_for};
 use super::{Claimed, Dispatcher};
 use crate::catalog;
 use crate::gucs;
-use crate::job::LaneKey;
+use crate::job::{LaneKey, format_id};
 use crate::pg::clock::Timestamp;
+use crate::pg::error::PgError;
 use crate::pg::{lwlock, signal};
 use crate::progress;
 use crate::protocol::{self, Rescue};
 use crate::shmem::{
     self, Action, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot, monotone_now,
 };
+use pgrx::PgSqlErrorCode;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -231,6 +233,17 @@ impl Dispatcher {
             }
             if since.elapsed() >= grace && !*terminated {
                 *terminated = true;
+                let assignment = slot.claim(*number).assignment();
+                let (id, handler) = (format_id(&assignment.id), assignment.handler.to_text());
+                PgError::new(
+                    PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+                    format!(
+                        "background job {id} ({handler}) did not react to its interrupt within {} ms; its executor is terminated",
+                        grace.as_millis()
+                    ),
+                )
+                .hint("The handler may catch query_canceled; background_jobs.cancel_grace says how long it is waited for.")
+                .log();
                 slot.process.signal(libc::SIGTERM);
             }
             true

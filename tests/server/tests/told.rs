@@ -91,3 +91,76 @@ fn a_handler_of_a_former_owner_is_complained_about_as_such() {
     );
     wait_said(&app, "Register it again with background_jobs.register_handler()", 1);
 }
+
+#[test]
+fn jobs_behind_disabled_triggers_are_complained_about_once_and_run_when_the_table_is_attached() {
+    let mut app = SHARED.app("disabled");
+    app.handler("noted", "PERFORM note(); RETURN '1';");
+    // One job, for which one executor comes: each says it for itself.
+    app.sql("SELECT background_jobs.enqueue('noted', run_at => 'infinity')");
+    app.sql("ALTER TABLE background_jobs DISABLE TRIGGER USER");
+    app.sql("SELECT background_jobs.run_now(id) FROM background_jobs");
+    let complaint = "is not attached, or its triggers are disabled";
+    wait_said(&app, complaint, 1);
+    wait_said(&app, "Call background_jobs.attach('\"public\".\"background_jobs\"').", 1);
+    app.sql("SELECT background_jobs.attach('background_jobs')");
+    app.wait_true("SELECT bool_and(completed) FROM background_jobs");
+    assert_eq!(said(&app, complaint), 1);
+}
+
+#[test]
+fn a_handler_that_ignores_its_interrupt_is_named_before_its_executor_is_terminated() {
+    let mut app = SHARED.app("deaf");
+    app.handler(
+        "deaf",
+        "PERFORM reach(1); LOOP BEGIN PERFORM pg_sleep(600); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP;",
+    );
+    let id = app.submit("deaf", json!({}));
+    app.wait_reached(1);
+    app.execute("SELECT background_jobs.cancel($1)", &[&id]);
+    app.wait_left(1);
+    let told =
+        format!("background job {id} (deaf) did not react to its interrupt within 50 ms; its executor is terminated");
+    wait_said(&app, &told, 1);
+}
+
+#[test]
+fn the_dispatcher_shows_why_it_hands_out_nothing() {
+    let cluster = Cluster::builder().conf("background_jobs.poll_interval", "50ms").start();
+    let mut app = App::with_table(&cluster, "paused");
+    let wait_state = |app: &mut App, state: &str| {
+        app.wait_true(&format!(
+            "SELECT count(*) = 1 FROM background_jobs.workers
+              WHERE role = 'dispatcher' AND database = current_database() AND state = '{state}'"
+        ));
+    };
+    wait_state(&mut app, "running");
+    let mut restore = app.admin();
+    restore.batch_execute("SET application_name = 'pg_restore'").unwrap();
+    wait_state(&mut app, "restoring");
+    cluster.set("background_jobs.enabled", "off");
+    wait_state(&mut app, "paused");
+    drop(restore);
+    cluster.set("background_jobs.enabled", "on");
+    wait_state(&mut app, "running");
+}
+
+#[test]
+fn a_crash_says_how_many_jobs_wait_for_its_sake_and_they_have_no_process_in_the_log_of_attempts() {
+    let cluster = Cluster::builder().conf("background_jobs.crash_quarantine", "1h").start();
+    let mut app = App::with_table(&cluster, "crashed");
+    app.handler("held", "PERFORM reach((payload ->> 'n')::int); PERFORM await_gate('go'); RETURN '1';");
+    let ids = [1, 2].map(|n| app.submit("held", json!({"n": n})));
+    [1, 2].into_iter().for_each(|n| app.wait_reached(n));
+    cluster.crash();
+    app.client = app.session();
+    wait_said(&app, "2 background jobs were running when the server crashed", 1);
+    wait_said(&app, "background_jobs.crash_quarantine (3600 s)", 1);
+    let kept = "SELECT count(*) = 2 AND bool_and(outcome = 'crashed') FROM background_jobs.attempts";
+    assert!(app.one::<bool>(kept, &[]));
+    app.open_gate("go");
+    for id in ids {
+        assert!(app.one::<bool>("SELECT background_jobs.run_now($1)", &[&id]));
+        assert!(app.wait_final(id).completed);
+    }
+}
