@@ -20,6 +20,13 @@ fn attempts(app: &mut App, id: Uuid) -> Vec<(i32, String, Value)> {
     app.rows(query, &[&id]).iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
 }
 
+/// Nobody has set the lock timeout that the conflicts speak of; what they mean is said.
+fn assert_hinted(app: &mut App) {
+    let hinted = "SELECT bool_and(error ->> 'hint' = 'Another session held the job''s row or table: see pg_locks.')
+        FROM background_jobs.attempts WHERE outcome = 'conflict'";
+    assert!(app.one::<bool>(hinted, &[]));
+}
+
 /// A client's transaction that has the job's row locked.
 fn lock_row(app: &App, id: Uuid) -> Client {
     let mut client = app.session();
@@ -93,6 +100,7 @@ fn a_row_that_is_locked_while_the_last_attempt_fails_gets_its_error_when_it_is_f
     assert_eq!(*first, (1, "error".to_owned(), json!("BJ001")));
     assert!(!later.is_empty(), "{kept:?}");
     assert!(later.iter().all(|one| *one == (1, "conflict".to_owned(), json!("55P03"))), "{kept:?}");
+    assert_hinted(&mut app);
 }
 
 /// A job that fails with this SQLSTATE while a client keeps its place in the queue locked: the executor waits for that a second, and
@@ -189,6 +197,7 @@ fn a_row_that_is_locked_while_a_job_completes_makes_it_run_again_uncharged() {
         kept.iter().all(|(attempt, outcome, code)| (*attempt, &**outcome, code) == (1, "conflict", &json!("55P03"))),
         "{kept:?}"
     );
+    assert_hinted(&mut app);
 }
 
 /// Nobody can write down that the attempt has ended with its executor, as long as a client's cancel is open: until then there is no

@@ -2,6 +2,7 @@
 //! the views. Each thing is said once, and once more when it comes back.
 
 use server_tests::tenant::tenant;
+use server_tests::wait::yes;
 use server_tests::{App, Cluster, Group, Uuid, ident, json};
 
 /// Nothing here has the next poll to thank.
@@ -156,11 +157,22 @@ fn a_crash_says_how_many_jobs_wait_for_its_sake_and_they_have_no_process_in_the_
     app.client = app.session();
     wait_said(&app, "2 background jobs were running when the server crashed", 1);
     wait_said(&app, "background_jobs.crash_quarantine (3600 s)", 1);
-    let kept = "SELECT count(*) = 2 AND bool_and(outcome = 'crashed') FROM background_jobs.attempts";
+    let kept = "SELECT count(*) = 2 AND bool_and(outcome = 'crashed' AND pid IS NULL) FROM background_jobs.attempts";
     assert!(app.one::<bool>(kept, &[]));
     app.open_gate("go");
     for id in ids {
         assert!(app.one::<bool>("SELECT background_jobs.run_now($1)", &[&id]));
         assert!(app.wait_final(id).completed);
     }
+}
+
+#[test]
+fn attempts_from_before_a_retry_are_marked_in_the_log_of_attempts() {
+    let mut app = SHARED.app("superseded");
+    app.handler_with("fails", "RAISE 'no';", "max_attempts => 1");
+    let id = app.submit("fails", json!({}));
+    assert!(app.wait_final(id).error("message").is_some());
+    app.sql(&format!("SELECT background_jobs.retry('{id}')"));
+    let shown = "SELECT array_agg(superseded ORDER BY finished_at) = '{t,f}' FROM background_jobs.attempts";
+    app.cluster.wait_until("both", || yes(app.one::<Option<bool>>(shown, &[]) == Some(true)));
 }
