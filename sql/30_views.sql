@@ -63,7 +63,8 @@ SELECT s.job_table, s.handler, s.completed, s.failed, s.retried, s.cancelled,
  WHERE pg_catalog.has_table_privilege(s.job_table, 'SELECT');
 
 CREATE VIEW background_jobs.attempts WITH (security_barrier) AS
-SELECT a.job_table, a.job_id, a.attempt, a.handler, a.outcome, a.error, a.started_at, a.finished_at, a.pid
+SELECT a.job_table, a.job_id, a.attempt, a.handler, a.outcome, a.error, a.started_at, a.finished_at, a.pid,
+       a.superseded
   FROM background_jobs.attempt a
  WHERE pg_catalog.has_table_privilege(a.job_table, 'SELECT')
    AND (NOT pg_catalog.row_security_active(a.job_table)

@@ -24,7 +24,13 @@ pub fn worker_state(args: &Args) -> Datum {
         push(launcher, "launcher", 0, 0, "running");
     }
     for slot in shmem::databases().iter().filter(|slot| slot.dispatcher.pid() != 0) {
-        push(slot.dispatcher.pid(), "dispatcher", slot.database.load(Ordering::Acquire), 0, "running");
+        // Why no job of the database runs, if none does.
+        let state = match (slot.paused.load(Ordering::Acquire), slot.restoring.load(Ordering::Acquire)) {
+            (true, _) => "paused",
+            (false, true) => "restoring",
+            _ => "running",
+        };
+        push(slot.dispatcher.pid(), "dispatcher", slot.database.load(Ordering::Acquire), 0, state);
     }
     for slot in shmem::writers().iter().filter(|slot| slot.process.pid() != 0) {
         let (database, owner) = (slot.database.load(Ordering::Acquire), slot.owner.load(Ordering::Acquire));

@@ -158,7 +158,7 @@ pub fn failure_result(document: Option<Datum>, attempts: i32, into: &Context) ->
     .hold(0, 1, into)
 }
 
-/// Keeps an attempt that did not complete its job.
+/// Keeps an attempt that did not complete its job. `pid` 0: nobody knows any more whose it was.
 pub fn log_attempt(assignment: &Assignment, outcome: Setback, error: Option<Datum>, started_at: Timestamp, pid: i32) {
     statement!(
         "INSERT INTO background_jobs.attempt
@@ -175,7 +175,7 @@ pub fn log_attempt(assignment: &Assignment, outcome: Setback, error: Option<Datu
             text(outcome.as_str()),
             error,
             (started_at != 0).then(|| Datum::from(started_at)),
-            int4(pid),
+            (pid != 0).then(|| int4(pid)).flatten(),
         ],
         0,
     );

@@ -115,6 +115,13 @@ pub fn destination(of: u32, name: &str) -> Destination {
     }
 }
 
+/// Who has registered that name; perhaps a former owner of the table, for whom alone it is.
+pub fn registered_by(of: u32, name: &str) -> Option<Oid> {
+    statement!("SELECT owner::oid FROM background_jobs.handler WHERE job_table = $1 AND name = $2", [OID, TEXT])
+        .execute(&[table(of), text(name)], 1)
+        .get(0, 1)
+}
+
 pub fn unregister(of: u32, name: &str) -> bool {
     statement!("DELETE FROM background_jobs.handler WHERE job_table = $1 AND name = $2", [OID, TEXT])
         .execute(&[table(of), text(name)], 0)

@@ -1,6 +1,6 @@
 //! Starting background workers and knowing how they fare.
 
-use crate::pg::{encoding, guc, latch, role, signal};
+use crate::pg::{database, encoding, error, guc, latch, role, signal, xact};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
 
@@ -96,6 +96,10 @@ pub fn connect(database: pg_sys::Oid, role: pg_sys::Oid) {
     unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, flags) };
     guc::outlast_transaction_timeout();
     role::remember_session();
+    // log_line_prefix knows a worker's database by no escape.
+    if let Ok(name) = xact::transaction(database::current_name) {
+        error::log_from(format!("This is in database \"{name}\"."));
+    }
 }
 
 /// Becomes a session without a database, which sees the shared catalogs only.

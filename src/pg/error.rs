@@ -4,6 +4,7 @@ use crate::pg::encoding;
 use crate::pg::memory::Context;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode, PgTryBuilder, pg_sys};
+use std::cell::OnceCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::AssertUnwindSafe;
 
@@ -55,9 +56,12 @@ impl PgError {
         std::panic::panic_any(self.clone())
     }
 
-    /// Writes it to the server log without touching the transaction.
+    /// Writes it to the server log without touching the transaction, with where that was: see `log_from`.
     pub fn log(&self) {
-        report(pg_sys::LOG as c_int, self);
+        let place = PLACE.with(|place| place.get().cloned());
+        let parts: Vec<String> = self.detail.iter().cloned().chain(place).collect();
+        let detail = (!parts.is_empty()).then(|| parts.join(" "));
+        report(pg_sys::LOG as c_int, &Self { detail, ..self.clone() });
     }
 
     /// The error for the server log, where nothing of the users' data may go: SQLSTATE and where it happened.
@@ -74,6 +78,15 @@ impl PgError {
     pub fn warn(&self) {
         report(pg_sys::WARNING as c_int, self);
     }
+}
+
+thread_local! {
+    static PLACE: OnceCell<String> = const { OnceCell::new() };
+}
+
+/// A sentence about where this process is, for the detail of whatever it logs from here on.
+pub fn log_from(place: String) {
+    let _ = PLACE.with(|known| known.set(place));
 }
 
 fn unpack(code: i32) -> String {

@@ -5,7 +5,7 @@ pub use crate::protocol::ClaimState;
 use crate::shmem::Assignment;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Instead of a run time: the job could not be run at all, and its lane should be left alone for a while.
+/// Instead of a run time: the job could not be run at all, and its lane should be left alone for a while (`Dispatcher::refused`).
 pub const REFUSED: u64 = u64::MAX;
 
 #[repr(C)]

@@ -101,6 +101,8 @@ pub struct DatabaseSlot {
     pub starving: AtomicU32,
     /// Nothing is handed out, so notes can wait for the next poll or reload. Written by the dispatcher.
     pub paused: AtomicBool,
+    /// Nothing is handed out because pg_restore is at work, which the view shows. Written by the dispatcher.
+    pub restoring: AtomicBool,
     /// See `shmem::direct`. Written by the dispatcher under the lock.
     quiet: AtomicBool,
     /// Are there notes? Written under the lock.
@@ -240,6 +242,7 @@ impl DatabaseSlot {
         self.evicted.store(false, Ordering::Release);
         self.starving.store(0, Ordering::Release);
         self.paused.store(false, Ordering::Release);
+        self.restoring.store(false, Ordering::Release);
         self.set_quiet(false);
         // What was committed while nobody had the slot was counted nowhere.
         self.handlers_version.fetch_add(1, Ordering::AcqRel);

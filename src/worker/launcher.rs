@@ -161,7 +161,7 @@ impl Launcher {
             // One that was sent away for a session that keeps the database is not on its way.
             .filter(|running| running.slot.dispatcher.pid() == 0 && !running.slot.is_blocked())
             .count();
-        let mut shortage = false;
+        let mut shortage = None;
         for (oid, known) in &mut self.databases {
             if !known.wanted || known.running.is_some() || !gucs::database_allowed(&known.name) {
                 continue;
@@ -175,7 +175,7 @@ impl Launcher {
                 continue;
             }
             let Some((index, slot)) = free_slot() else {
-                shortage = true;
+                shortage = Some(known.name.clone());
                 break;
             };
             slot.prepare(*oid);
@@ -192,24 +192,24 @@ impl Launcher {
                 }
                 None => {
                     slot.database.store(0, Ordering::Release);
-                    shortage = true;
+                    shortage = Some(known.name.clone());
                     break;
                 }
             }
         }
-        if shortage {
+        if shortage.is_some() {
             soon(Duration::from_secs(5));
         }
-        if shortage && !self.out_of_slots {
+        let said = std::mem::replace(&mut self.out_of_slots, shortage.is_some());
+        if let Some(name) = shortage.filter(|_| !said) {
             PgError::new(
                 PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                "no background worker slot is free for a background_jobs dispatcher",
+                format!("no background worker slot is free for the background_jobs dispatcher of database \"{name}\""),
             )
-            .detail("Its database's jobs wait until there is one.")
+            .detail("Its jobs, and those of any further database, wait until there is one.")
             .hint("Raise max_worker_processes.")
             .log();
         }
-        self.out_of_slots = shortage;
         next
     }
 }

@@ -4,10 +4,11 @@ use super::Dispatcher;
 use crate::catalog::{self, Found};
 use crate::gaps::{self, Gap, Step, Stretch};
 use crate::pg::error::PgError;
-use crate::pg::relation;
+use crate::pg::{relation, role};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Instant;
 
 /// Unknown names that were complained about, of one owner's tables; beyond that many nobody reads the log. Anybody who may INSERT can make
 /// some up, so they do not count for other owners, nor for the other complaints.
@@ -25,6 +26,10 @@ pub struct Complaints {
     unknown_names: HashMap<u32, usize>,
     /// What keeps an owner's jobs from running: the message.
     owners: HashMap<u32, String>,
+}
+
+fn about_name(table: u32, name: &str) -> String {
+    format!("handler {table} {name}")
 }
 
 impl Dispatcher {
@@ -52,19 +57,43 @@ impl Dispatcher {
         }
     }
 
+    /// Says that nobody handles the name, unless that is only what was not told: a restore, and a table that is given back to its former
+    /// owner, bring handlers without a word.
     pub fn complain_unhandled(&mut self, table: u32, name: &str) {
+        let Some(owner) = relation::owner(Oid::from(table)).filter(|_| !self.restoring) else { return };
+        let said = self.complaints.unknown_names.get(&owner.to_u32()).copied().unwrap_or(0);
+        if said >= UNKNOWN_NAMES || self.complaints.said.contains(&about_name(table, name)) {
+            return;
+        }
+        let registered_by = catalog::registered_by(table, name);
+        if registered_by == Some(owner) {
+            self.next_poll = Instant::now();
+            return;
+        }
         let table_name = relation::name(Oid::from(table)).unwrap_or_else(|| table.to_string());
         let problem = PgError::new(
             PgSqlErrorCode::ERRCODE_UNDEFINED_FUNCTION,
             format!("no handler named \"{name}\" is registered for job table \"{table_name}\""),
-        )
-        .detail("Its jobs are kept and run as soon as there is one.")
-        .hint("Register it with background_jobs.register_handler(), as the owner of the table.");
-        let owner = relation::owner(Oid::from(table)).map_or(0, Oid::to_u32);
-        let said = self.complaints.unknown_names.get(&owner).copied().unwrap_or(0);
-        if said < UNKNOWN_NAMES && self.complain(format!("handler {table} {name}"), &problem) {
-            self.complaints.unknown_names.insert(owner, said + 1);
-        }
+        );
+        let role_name = |role: Oid| role::name(role).unwrap_or_else(|| role.to_u32().to_string());
+        let problem = match registered_by.map(role_name) {
+            Some(former) => problem
+                .detail(format!(
+                    "It was registered by the former owner \"{former}\" and is not run for \"{}\".",
+                    role_name(owner)
+                ))
+                .hint("Register it again with background_jobs.register_handler(), as the owner of the table."),
+            None => problem
+                .detail("Its jobs are kept and run as soon as there is one.")
+                .hint("Register it with background_jobs.register_handler(), as the owner of the table."),
+        };
+        self.complain(about_name(table, name), &problem);
+        self.complaints.unknown_names.insert(owner.to_u32(), said + 1);
+    }
+
+    /// It is handled now: should it not be once more, that is said once more.
+    pub fn forget_unhandled(&mut self, table: u32, name: &str) {
+        self.complaints.said.remove(&about_name(table, name));
     }
 
     /// Says once why an owner's jobs do not run; again, if it comes back.
@@ -73,22 +102,14 @@ impl Dispatcher {
         let Some(problem) = problem else { return drop(owners.remove(&owner)) };
         let before = owners.insert(owner, problem.message.clone());
         if before.as_ref() != Some(&problem.message) {
-            self.say(problem);
+            problem.log();
         }
     }
 
-    /// Logs a problem once; false: it was said before.
-    pub fn complain(&mut self, about: String, problem: &PgError) -> bool {
-        let first = self.complaints.said.insert(about);
-        if first {
-            self.say(problem);
+    /// Logs a problem once.
+    pub fn complain(&mut self, about: String, problem: &PgError) {
+        if self.complaints.said.insert(about) {
+            problem.log();
         }
-        first
-    }
-
-    fn say(&self, problem: &PgError) {
-        // log_line_prefix knows a worker's database by no escape.
-        let detail = problem.detail.as_deref().unwrap_or("No job of it runs.");
-        problem.clone().detail(format!("{detail} This is in database \"{}\".", self.name)).log();
     }
 }

@@ -121,7 +121,7 @@ impl Dispatcher {
                 return;
             }
             Ok(None) => {}
-            Err(error) => drop(self.complain("charges".to_string(), &error.without_data())),
+            Err(error) => self.complain("charges".to_string(), &error.without_data()),
         }
         self.debts.next.get_or_insert_with(|| Instant::now() + AGAIN);
         self.debts.owed.insert(job, debt);

@@ -170,9 +170,14 @@ impl Dispatcher {
         let handlers: HashMap<_, _> = catalog::handlers(None).into_iter().map(known).collect();
         let told = handlers != self.handlers && self.slot.retell_handlers(version);
         self.handlers_version = Some(if told { version + 1 } else { version });
-        self.lanes.retain(|key, _| handlers.contains_key(&(key.table, key.handler.clone())));
+        let is_handled = |key: &LaneKey| handlers.contains_key(&(key.table, key.handler.clone()));
+        self.lanes.retain(|key, _| is_handled(key));
+        self.refusals.retain(|key, _| is_handled(key));
         let before = std::mem::replace(&mut self.handlers, handlers);
-        self.handlers.keys().filter(|handler| !before.contains_key(*handler)).cloned().collect()
+        let is_new = |handler: &&(u32, Rc<str>)| !before.contains_key(*handler);
+        let new: Vec<_> = self.handlers.keys().filter(is_new).cloned().collect();
+        new.iter().for_each(|(table, name)| self.forget_unhandled(*table, name));
+        new
     }
 
     /// Something in this lane is due at `run_at`.

@@ -65,6 +65,8 @@ pub struct Dispatcher {
     handlers_version: Option<u64>,
     tables: HashMap<u32, Table>,
     lanes: HashMap<LaneKey, Lane>,
+    /// How long the lanes were left alone the last time that are refused, or share a table with one that is.
+    refusals: HashMap<LaneKey, Duration>,
     claims: HashMap<JobRef, Claimed>,
     /// Jobs that were submitted again while an earlier run of their id is still claimed.
     skipped: HashMap<JobRef, (LaneKey, clock::Timestamp)>,
@@ -152,6 +154,7 @@ impl Dispatcher {
             handlers_version: None,
             tables: HashMap::new(),
             lanes: HashMap::new(),
+            refusals: HashMap::new(),
             claims: HashMap::new(),
             skipped: HashMap::new(),
             uncharged: HashSet::new(),
@@ -211,6 +214,7 @@ impl Dispatcher {
         }
         let enabled = gucs::ENABLED.get();
         self.slot.paused.store(!enabled, Ordering::Release);
+        self.slot.restoring.store(self.restoring, Ordering::Release);
         let more = enabled && !self.restoring && self.assign();
         self.supervise();
         if polled {
@@ -258,9 +262,7 @@ impl Dispatcher {
         match xact::transaction(|| spi::connect(|| catalog::prune(gucs::attempts_retention()))) {
             Ok(0) => {}
             Ok(_) => self.next_housekeeping = Instant::now() + HOUSEKEEPING / 60,
-            Err(error) => {
-                self.complain("prune".to_string(), &error);
-            }
+            Err(error) => self.complain("prune".to_string(), &error),
         }
     }
 

@@ -34,7 +34,9 @@ pub struct Roster {
     /// Workers on their way: by slot, with the generation that they were started for.
     started: HashMap<usize, (u32, Handle)>,
     trouble: HashMap<u32, Trouble>,
-    out_of_workers: bool,
+    /// A shortage of each kind was said, and has not ended.
+    lacks_executor: bool,
+    lacks_writer: bool,
     /// When a progress writer was last started for an owner: not more often than once a second.
     writers_started: HashMap<u32, Instant>,
 }
@@ -97,13 +99,15 @@ impl Roster {
         });
         match handle {
             Some(handle) => {
-                self.out_of_workers = false;
+                self.lacks_executor = false;
                 self.started.insert(index, (generation, handle));
             }
             None => {
                 lwlock::with(true, || shmem::executors()[index].set_state(SlotState::Free));
                 self.failed(owner);
-                self.complain_shortage("executor");
+                if !std::mem::replace(&mut self.lacks_executor, true) {
+                    complain_shortage("executor", "It is tried again; until then jobs wait.");
+                }
             }
         }
     }
@@ -111,19 +115,6 @@ impl Roster {
     /// Could no executor be started for this owner a moment ago?
     pub fn is_in_trouble(&self, owner: u32) -> bool {
         self.trouble.get(&owner).is_some_and(|trouble| Instant::now() < trouble.not_before)
-    }
-
-    fn complain_shortage(&mut self, what: &str) {
-        if std::mem::replace(&mut self.out_of_workers, true) {
-            return;
-        }
-        PgError::new(
-            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-            format!("no background worker slot is free for a background_jobs {what}"),
-        )
-        .detail("It is tried again; until then jobs wait.")
-        .hint("Raise max_worker_processes, or lower background_jobs.max_executors.")
-        .log();
     }
 
     fn failed(&mut self, owner: u32) {
@@ -201,10 +192,14 @@ impl Roster {
             function: "background_jobs_progress_writer_main",
             argument: index as u64,
         });
-        if started.is_none() {
-            // The slot is left as it is: it counts as lost after a while, and is tried again then.
-            slot.since_ns.store(clock::monotonic_ns(), Ordering::Release);
-            self.complain_shortage("progress writer");
+        if started.is_some() {
+            self.lacks_writer = false;
+            return;
+        }
+        // The slot is left as it is: it counts as lost after a while, and is tried again then.
+        slot.since_ns.store(clock::monotonic_ns(), Ordering::Release);
+        if !std::mem::replace(&mut self.lacks_writer, true) {
+            complain_shortage("progress writer", "Jobs run on; their progress is not written until there is one.");
         }
     }
 
@@ -219,6 +214,16 @@ impl Roster {
             }
         }
     }
+}
+
+fn complain_shortage(what: &str, meanwhile: &str) {
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+        format!("no background worker slot is free for a background_jobs {what}"),
+    )
+    .detail(meanwhile)
+    .hint("Raise max_worker_processes, or lower background_jobs.max_executors.")
+    .log();
 }
 
 fn is_older(since_ns: &std::sync::atomic::AtomicU64, age: Duration) -> bool {

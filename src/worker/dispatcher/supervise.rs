@@ -1,22 +1,28 @@
 //! Watching over what was handed out: how it ended, what must be interrupted, what a dead executor left behind.
 
-use super::lane::Lane;
 use super::pace::{BUSY, busy_for};
 use super::{Claimed, Dispatcher};
 use crate::catalog;
 use crate::gucs;
+use crate::job::{LaneKey, format_id};
+use crate::pg::clock::Timestamp;
+use crate::pg::error::PgError;
 use crate::pg::{lwlock, signal};
 use crate::progress;
 use crate::protocol::{self, Rescue};
 use crate::shmem::{
     self, Action, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot, monotone_now,
 };
+use pgrx::PgSqlErrorCode;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// For so long an executor's end may be part of a server shutdown.
 const FAREWELL: Duration = Duration::from_millis(200);
+
+/// How long a lane is left alone whose job was refused, at first.
+const FIRST_DELAY: Duration = Duration::from_millis(20);
 
 /// Interrupts that were sent: executor and claim, when, and whether termination followed.
 #[derive(Default)]
@@ -65,16 +71,28 @@ impl Dispatcher {
             // Its lane may have passed by the job meanwhile.
             self.rescan(|key| (key.table, &key.handler) == (claimed.lane.table, &claimed.lane.handler));
         }
-        if run_us != REFUSED {
-            if assignment.action == Action::Run {
-                self.roster.pace.note(&claimed.lane, run_us);
-            }
-            return;
+        if run_us == REFUSED {
+            return self.refused(claimed.lane, assignment.due_at);
         }
-        self.note(claimed.lane, assignment.due_at);
-        let until = Some(Instant::now() + gucs::poll_interval());
-        let of_table = |lane: &&mut Lane| lane.key.table == assignment.table;
-        self.lanes.values_mut().filter(of_table).for_each(|lane| lane.blocked_until = until);
+        if !self.refusals.is_empty() {
+            self.refusals.remove(&claimed.lane);
+        }
+        if assignment.action == Action::Run {
+            self.roster.pace.note(&claimed.lane, run_us);
+        }
+    }
+
+    /// Gives a job back that could not be run, and leaves its table alone. For a moment only at first: a transaction that has the table
+    /// locked tells of its jobs just before it lets go of that.
+    fn refused(&mut self, lane: LaneKey, due_at: Timestamp) {
+        let (table, now) = (lane.table, Instant::now());
+        self.note(lane, due_at);
+        // Those that were refused together count once.
+        for lane in self.lanes.values_mut().filter(|lane| lane.key.table == table && !lane.is_blocked()) {
+            let delay = self.refusals.entry(lane.key.clone()).or_default();
+            *delay = (*delay * 2).max(FIRST_DELAY).min(gucs::poll_interval());
+            lane.blocked_until = Some(now + *delay);
+        }
     }
 
     /// Takes a claim out of the books. Should the same id have been submitted again meanwhile, its lane has passed it by.
@@ -215,6 +233,17 @@ impl Dispatcher {
             }
             if since.elapsed() >= grace && !*terminated {
                 *terminated = true;
+                let assignment = slot.claim(*number).assignment();
+                let (id, handler) = (format_id(&assignment.id), assignment.handler.to_text());
+                PgError::new(
+                    PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+                    format!(
+                        "background job {id} ({handler}) did not react to its interrupt within {} ms; its executor is terminated",
+                        grace.as_millis()
+                    ),
+                )
+                .hint("The handler may catch query_canceled; background_jobs.cancel_grace says how long it is waited for.")
+                .log();
                 slot.process.signal(libc::SIGTERM);
             }
             true

@@ -32,6 +32,7 @@ impl Dispatcher {
         }
         let error = PgError::new(PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN, "the server crashed while the job ran")
             .hint("The server log says what happened.");
+        let mut charged = 0;
         let quarantine = monotone_now() + gucs::crash_quarantine().as_micros() as i64;
         for (place, entry) in suspects {
             match journal::verdict(&entry) {
@@ -69,6 +70,7 @@ impl Dispatcher {
                 Ok(None) => {}
                 Ok(Some(there)) => {
                     journal::close(place, there);
+                    charged += usize::from(there);
                     let restart = Assignment { action: Action::Restart, suspect: false, ..entry.assignment };
                     self.restarts.push(restart);
                 }
@@ -78,5 +80,22 @@ impl Dispatcher {
                 }
             }
         }
+        if charged > 0 {
+            say_charged(charged);
+        }
     }
+}
+
+fn say_charged(jobs: usize) {
+    let plural = if jobs == 1 { "job was" } else { "jobs were" };
+    let quarantine = gucs::crash_quarantine().as_secs();
+    PgError::new(
+        PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN,
+        format!("{jobs} background {plural} running when the server crashed"),
+    )
+    .detail(format!(
+        "Each is charged an attempt, waits until background_jobs.crash_quarantine ({quarantine} s) is over, and then runs with no other of them."
+    ))
+    .hint("Call background_jobs.run_now() for one that need not wait.")
+    .log();
 }

@@ -74,7 +74,7 @@ pub fn process(executor: &mut Executor, numbers: Range<u64>) -> bool {
         Ok(Some(loaded)) => loaded,
         Ok(None) => return false,
         Err(error) => {
-            // Not one job's doing: a table's own permissions or expressions. It is looked at again with the next poll.
+            // Not one job's doing: a table's own permissions or expressions. It is looked at again later.
             executor.tables.complain(0, error.message.clone(), &error.without_data());
             numbers.iter().map(|number| Loaded::Refused(*number)).collect()
         }

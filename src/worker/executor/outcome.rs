@@ -61,7 +61,7 @@ pub fn withdrawn(executor: &mut Executor, job: &Job, started_at: Timestamp) -> E
     match taken_out {
         Ok(true) => return Ended::Withdrawn,
         Ok(false) => {}
-        Err(error) => return record(executor, job, Setback::Conflict, &error, started_at),
+        Err(error) => return record(executor, job, Setback::Conflict, &explained(error), started_at),
     }
     let error = PgError::new(
         PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
@@ -100,7 +100,15 @@ pub fn classify(job: &Job, error: PgError, interrupt: Option<Interrupt>, ours: b
         timed_out.context = error.context;
         return (setback, timed_out);
     }
-    (setback, error)
+    (setback, if setback == Setback::Conflict { explained(error) } else { error })
+}
+
+/// The lock_timeout that a conflict may speak of is none that a user has set: says what it was about.
+fn explained(error: PgError) -> PgError {
+    match error.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE) && error.hint.is_none() {
+        true => error.hint("Another session held the job's row or table: see pg_locks."),
+        false => error,
+    }
 }
 
 /// Writes down a setback, after the job's subtransaction was rolled back: back into the queue, or failed for good.
@@ -208,7 +216,7 @@ pub fn fail_exhausted(executor: &mut Executor, job: &Job) -> Ended {
     let overran = timer::fired();
     failed.unwrap_or_else(|error| {
         let retreated = briefly(&line, &keep, || match is_disturbed(&error) && !overran {
-            true => fail_later(job, &error, started_at),
+            true => fail_later(job, explained(error), started_at),
             false => retreat(job, &error, started_at),
         });
         retreated.unwrap_or_else(|second| unrecorded(&second))

@@ -110,12 +110,12 @@ pub fn back_off(job: &Job, setback: Setback, error: &PgError, started_at: Timest
 
 /// The same where the attempts are used up: the last error has to stay the handler's, and the log of attempts says what it
 /// waits for.
-pub fn fail_later(job: &Job, error: &PgError, started_at: Timestamp) -> Ended {
+pub fn fail_later(job: &Job, error: PgError, started_at: Timestamp) -> Ended {
     bookkeeping(|| {
         spi::connect(|| {
             let ended = put_back_longer(&job.assignment, SOON);
             if matches!(ended, Ended::Retry(_)) {
-                let document = catalog::error_document(error);
+                let document = catalog::error_document(&error);
                 catalog::log_attempt(&job.assignment, Setback::Conflict, document, started_at, own_pid());
             }
             ended

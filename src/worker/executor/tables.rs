@@ -9,6 +9,9 @@ use pgrx::pg_sys::Oid;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
+/// What is complained about, where the message does not say it.
+const DETACHED: &str = "detached";
+
 /// A table as it was found.
 struct Known {
     statements: Rc<Statements>,
@@ -44,7 +47,18 @@ impl Tables {
         if !owner::is_served_here(relation.owner) {
             return None;
         }
-        let options = job_table::attachment(&relation)?;
+        let Some(options) = job_table::attachment(&relation) else {
+            let name = relation.qualified_name();
+            let problem = PgError::new(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("job table {name} is not attached, or its triggers are disabled"),
+            )
+            .detail("Its jobs wait.")
+            .hint(format!("Call background_jobs.attach('{name}')."));
+            self.complain(oid, DETACHED.to_string(), &problem);
+            return None;
+        };
+        self.complained.remove(&(oid, DETACHED.to_string()));
         if job_table::fires_in_replication(&relation) {
             self.complained.remove(&(oid, String::new()));
         } else {

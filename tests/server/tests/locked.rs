@@ -2,9 +2,9 @@
 //! neither its error nor its delay.
 
 use server_tests::postgres::Client;
-use server_tests::wait::{attempt, yes};
+use server_tests::wait::{attempt, once_within, yes};
 use server_tests::{App, Cluster, Group, Uuid, Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Nothing here has the next poll to thank.
 static SHARED: Group = Group::new(|| Cluster::builder().conf("background_jobs.poll_interval", "1h"));
@@ -18,6 +18,13 @@ const ATTEMPT: &str = "(SELECT attempt FROM background_jobs.current_job())";
 fn attempts(app: &mut App, id: Uuid) -> Vec<(i32, String, Value)> {
     let query = "SELECT attempt, outcome, error -> 'sqlstate' FROM background_jobs.attempts WHERE job_id = $1 ORDER BY finished_at";
     app.rows(query, &[&id]).iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+}
+
+/// Nobody has set the lock timeout that the conflicts speak of; what they mean is said.
+fn assert_hinted(app: &mut App) {
+    let hinted = "SELECT bool_and(error ->> 'hint' = 'Another session held the job''s row or table: see pg_locks.')
+        FROM background_jobs.attempts WHERE outcome = 'conflict'";
+    assert!(app.one::<bool>(hinted, &[]));
 }
 
 /// A client's transaction that has the job's row locked.
@@ -93,6 +100,7 @@ fn a_row_that_is_locked_while_the_last_attempt_fails_gets_its_error_when_it_is_f
     assert_eq!(*first, (1, "error".to_owned(), json!("BJ001")));
     assert!(!later.is_empty(), "{kept:?}");
     assert!(later.iter().all(|one| *one == (1, "conflict".to_owned(), json!("55P03"))), "{kept:?}");
+    assert_hinted(&mut app);
 }
 
 /// A job that fails with this SQLSTATE while a client keeps its place in the queue locked: the executor waits for that a second, and
@@ -189,6 +197,7 @@ fn a_row_that_is_locked_while_a_job_completes_makes_it_run_again_uncharged() {
         kept.iter().all(|(attempt, outcome, code)| (*attempt, &**outcome, code) == (1, "conflict", &json!("55P03"))),
         "{kept:?}"
     );
+    assert_hinted(&mut app);
 }
 
 /// Nobody can write down that the attempt has ended with its executor, as long as a client's cancel is open: until then there is no
@@ -290,4 +299,56 @@ fn a_lock_that_a_handler_does_not_wait_for_is_an_ordinary_error() {
     let id = app.submit("nowait", json!({}));
     assert_eq!(app.wait_final(id).error("sqlstate"), Some(&json!("55P03")));
     assert_eq!(attempts(&mut app, id), [(1, "error".to_owned(), json!("55P03"))]);
+}
+
+/// A commit tells of its jobs before it lets go of its locks: the executor comes too early, and comes again. There is no other job, and
+/// no poll, that would bring it back.
+#[test]
+fn a_job_whose_own_transaction_has_the_table_locked_starts_when_that_ends() {
+    let mut app = SHARED.app("own_lock");
+    app.handler("noted", "PERFORM note(); RETURN '1';");
+    let warm = app.submit("noted", json!({}));
+    assert!(app.wait_final(warm).completed);
+    once_within(Duration::from_secs(1), "jobs from behind a lock", |_| {
+        let begun = Instant::now();
+        for _ in 0..5 {
+            let mut client = app.session();
+            let mut transaction = client.transaction().unwrap();
+            transaction.batch_execute("LOCK TABLE background_jobs").unwrap();
+            let id: Uuid = transaction.query_one("SELECT background_jobs.enqueue('noted')", &[]).unwrap().get(0);
+            transaction.commit().unwrap();
+            assert!(app.wait_final(id).completed);
+            assert_eq!(app.noted(id), 1);
+        }
+        begun.elapsed()
+    });
+}
+
+/// The lock of somebody else ends at a moment that nobody tells of.
+#[test]
+fn a_table_that_another_client_has_locked_is_tried_again_without_a_poll() {
+    let mut app = SHARED.app("other_lock");
+    app.handler("noted", "PERFORM note(); RETURN '1';");
+    app.sql("SELECT background_jobs.create_table('others')");
+    app.register("noted", "noted(jsonb)", "job_table => 'others'");
+    let mut client = app.session();
+    client.batch_execute("BEGIN; LOCK TABLE background_jobs").unwrap();
+    let id: Uuid = client.query_one("SELECT background_jobs.enqueue('noted')", &[]).unwrap().get(0);
+    // It gets the lock before the job is anybody's.
+    let mut other = app.session();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| other.batch_execute("BEGIN; LOCK TABLE background_jobs").unwrap());
+        app.wait_true(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'background_jobs'::regclass)",
+        );
+        client.batch_execute("COMMIT").unwrap();
+        waits.join().unwrap();
+    });
+    for _ in 0..20 {
+        let id: Uuid = app.one("SELECT background_jobs.enqueue('noted', job_table => 'others')", &[]);
+        app.execute("SELECT background_jobs.wait($1, job_table => 'others')", &[&id]);
+    }
+    assert_eq!(app.noted(id), 0);
+    other.batch_execute("COMMIT").unwrap();
+    assert!(app.wait_final(id).completed);
 }

@@ -18,6 +18,7 @@ fn without_a_slot_for_a_dispatcher_it_is_said_once_and_jobs_wait() {
         cluster.admin("postgres").batch_execute(&format!("CREATE DATABASE more_{n}")).unwrap();
     }
     assert_eq!(hints(), 1, "a shortage is logged once");
+    assert!(cluster.log().contains("for the background_jobs dispatcher of database \""));
     assert_eq!(app.state(ids[0]), "available");
     cluster.admin("postgres").batch_execute("ALTER SYSTEM SET max_worker_processes = 16").unwrap();
     cluster.restart(Stop::Fast);
@@ -41,7 +42,15 @@ fn without_a_slot_for_a_progress_writer_jobs_complete_all_the_same() {
     for _ in 0..3 {
         assert_completes(&mut app, "reports");
     }
-    assert!(cluster.log().matches("no background worker slot is free").count() <= 1);
+    cluster.wait_until("the log to say so", || {
+        server_tests::wait::yes(
+            cluster.log().contains("no background worker slot is free for a background_jobs progress writer"),
+        )
+    });
+    let log = cluster.log();
+    assert_eq!(log.matches("no background worker slot is free").count(), 1);
+    assert_eq!(log.matches("Jobs run on; their progress is not written until there is one.").count(), 1);
+    assert!(!log.contains("until then jobs wait"), "they do not");
 }
 
 #[test]
