@@ -23,6 +23,7 @@ pub mod mapped_file;
 pub mod memory;
 pub mod place;
 pub mod planner;
+pub mod raised;
 pub mod relation;
 pub mod role;
 pub mod session;
