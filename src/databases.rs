@@ -5,6 +5,7 @@ use crate::pg::error::PgError;
 use crate::pg::utility::Callbacks;
 use crate::pg::{database, latch, shmem as pg_shmem};
 use crate::prepared;
+use crate::running;
 use crate::shmem;
 use pgrx::PgSqlErrorCode;
 use std::sync::atomic::Ordering;
@@ -18,6 +19,7 @@ pub fn callbacks() -> Callbacks {
         before_exclusive,
         after_create: notes::note_databases,
         after_drop: notes::note_dropped,
+        before_constraints: running::require_own_transaction,
         after_commit_prepared: prepared::after_commit,
     }
 }

@@ -1,6 +1,8 @@
 //! What this process is, if it is an executor: its slot, and the job whose handler runs just now.
 
+use crate::pg::error::PgError;
 use crate::shmem::{Assignment, ExecutorSlot};
+use pgrx::PgSqlErrorCode;
 use std::cell::Cell;
 
 /// The job that runs in this process, for current_job() and set_progress().
@@ -8,6 +10,8 @@ use std::cell::Cell;
 pub struct Current {
     pub assignment: Assignment,
     pub max_attempts: i32,
+    /// Others share its transaction, or may do so after it.
+    pub shares: bool,
 }
 
 thread_local! {
@@ -30,4 +34,13 @@ pub fn job() -> Option<Current> {
 
 pub fn set_job(job: Option<Current>) {
     CURRENT.set(job);
+}
+
+/// Ends a job that is about to do what the others of its transaction would feel, in a way that has it run again alone, whether or
+/// not its handler catches the error.
+pub fn require_own_transaction() {
+    if job().is_some_and(|job| job.shares) {
+        PgError::new(PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION, "background job needs a transaction of its own")
+            .raise();
+    }
 }

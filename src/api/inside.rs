@@ -45,7 +45,7 @@ fn set(value: Option<f64>) {
 
 /// current_job(): one row with job_table, id, handler, attempt, max_attempts.
 pub fn current_job(args: &Args) -> Datum {
-    let Current { assignment, max_attempts } = current();
+    let Current { assignment, max_attempts, .. } = current();
     let row = vec![
         spi::oid(Oid::from(assignment.table)),
         uuid_datum(&assignment.id),

@@ -2,6 +2,7 @@
 
 use crate::pg::encoding;
 use crate::pg::memory::Context;
+use crate::pg::raised;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode, PgTryBuilder, pg_sys};
 use std::cell::OnceCell;
@@ -162,6 +163,9 @@ unsafe extern "C-unwind" fn on_error(arg: *mut c_void) {
         let before = pg_sys::MemoryContextSwitchTo(watch.keep);
         let seen = pg_sys::CopyErrorData();
         pg_sys::MemoryContextSwitchTo(before);
+        if (*seen).elevel >= pg_sys::PGERROR as c_int {
+            raised::note((*seen).sqlerrcode);
+        }
         // One at a time: a handler may catch a million of them.
         let outdated = std::mem::replace(&mut watch.seen, seen);
         if !outdated.is_null() {

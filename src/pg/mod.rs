@@ -24,6 +24,7 @@ pub mod memory;
 pub mod place;
 pub mod planner;
 pub mod privilege;
+pub mod raised;
 pub mod relation;
 pub mod role;
 pub mod session;

@@ -18,6 +18,8 @@ pub struct Callbacks {
     pub after_create: fn(),
     /// Tables, schemas or extensions were dropped.
     pub after_drop: fn(),
+    /// SET CONSTRAINTS is about to be executed: it is in force until the transaction ends, and not just the subtransaction.
+    pub before_constraints: fn(),
     /// A prepared transaction was committed, whatever becomes of the present one.
     pub after_commit_prepared: fn(),
 }
@@ -105,7 +107,8 @@ unsafe fn copies_in(statement: *mut pg_sys::Node) -> bool {
 
 /// What to do around one command.
 struct Around {
-    before: Option<String>,
+    exclusive: Option<String>,
+    sets_constraints: bool,
     after: After,
 }
 
@@ -123,7 +126,8 @@ unsafe fn around(statement: *mut pg_sys::PlannedStmt) -> Around {
     unsafe {
         let node = (*statement).utilityStmt;
         Around {
-            before: exclusive_database(node),
+            exclusive: exclusive_database(node),
+            sets_constraints: (*node).type_ == pg_sys::NodeTag::T_ConstraintsSetStmt,
             after: After {
                 creates: (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt,
                 drops: drops(node),
@@ -135,8 +139,12 @@ unsafe fn around(statement: *mut pg_sys::PlannedStmt) -> Around {
 }
 
 fn before(around: &Around) {
-    if let (Some(database), Some(callbacks)) = (&around.before, CALLBACKS.get()) {
+    let Some(callbacks) = CALLBACKS.get() else { return };
+    if let Some(database) = &around.exclusive {
         (callbacks.before_exclusive)(database);
+    }
+    if around.sets_constraints {
+        (callbacks.before_constraints)();
     }
 }
 

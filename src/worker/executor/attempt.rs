@@ -1,7 +1,7 @@
 //! One attempt: the handler's call in a subtransaction, and how it ended; only the commit is missing then.
 
 use super::batch::Job;
-use super::group::Shares;
+use super::group::{OF_COMPANY, Shares};
 use super::outcome::{self, Ended};
 use super::row;
 use super::settle::Run;
@@ -10,7 +10,7 @@ use super::{Executor, PATIENCE};
 use crate::job::format_id;
 use crate::journal::{self, Entry};
 use crate::pg::error::{PgError, forget_cancel};
-use crate::pg::{bgworker, clock, session, signal, timer, xact};
+use crate::pg::{bgworker, clock, raised, session, signal, timer, xact};
 use crate::planted::{self, Bug};
 use crate::progress;
 use crate::protocol;
@@ -57,10 +57,11 @@ fn call(executor: &mut Executor, job: &Job, Company { shares, left, returned }: 
     let slot = executor.slot;
     let mut run = Run::of(job, Ended::Completed);
     let line = announce(job);
-    begin(executor, job, run.started_at);
+    begin(executor, job, shares, run.started_at);
     if let Some(left) = left {
         timer::arm(left);
     }
+    let disturbs = || raised::met() || (left.is_some() && timer::fired());
     let begun = Instant::now();
     let (mut withdrawn, mut returned_value) = (false, false);
     let errors = executor.errors;
@@ -68,7 +69,7 @@ fn call(executor: &mut Executor, job: &Job, Company { shares, left, returned }: 
         let value = job.handler.call(&job.assignment.id, job.payload, &executor.memory);
         run.took = begun.elapsed();
         returned_value = true;
-        if slot.interrupt().is_some() || (left.is_some() && timer::fired()) {
+        if slot.interrupt().is_some() || disturbs() {
             // The handler has swallowed it.
             PgError::new(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "background job was interrupted").raise();
         }
@@ -78,7 +79,7 @@ fn call(executor: &mut Executor, job: &Job, Company { shares, left, returned }: 
         }
         value
     });
-    let overran = left.is_some() && timer::fired();
+    let disturbs = disturbs();
     timer::disarm();
     if run.took.is_zero() {
         run.took = begun.elapsed();
@@ -103,7 +104,7 @@ fn call(executor: &mut Executor, job: &Job, Company { shares, left, returned }: 
             Ended::Completed
         }
         Err(_) if protocol::looks_withdrawn(withdrawn, interrupt) => outcome::withdrawn(executor, job, run.started_at),
-        Err(_) if overran && interrupt.is_none() => Ended::Overran,
+        Err(_) if disturbs && interrupt.is_none() => Ended::Overran,
         Err(error) => {
             let (setback, error) = outcome::classify(job, error, interrupt, returned_value);
             outcome::record(executor, job, setback, &error, run.started_at)
@@ -126,10 +127,12 @@ fn announce(job: &Job) -> String {
     line
 }
 
-fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
+fn begin(executor: &Executor, job: &Job, shares: Shares, started_at: clock::Timestamp) {
     let own_limit = (job.assignment.max_attempts > 0).then_some(job.assignment.max_attempts);
     let max_attempts = job.handler.policy(own_limit).max_attempts;
-    running::set_job(Some(Current { assignment: job.assignment, max_attempts }));
+    let shares = shares != Shares::Nothing;
+    running::set_job(Some(Current { assignment: job.assignment, max_attempts, shares }));
+    raised::watch_for(if shares { OF_COMPANY } else { &[] });
     executor.slot.started_at.store(started_at, Ordering::Release);
     journal::begin(
         executor.index,
@@ -158,10 +161,11 @@ fn begin(executor: &Executor, job: &Job, started_at: clock::Timestamp) {
 /// How long a job runs before the dispatcher is woken to watch over it; of most it need not hear before their end.
 const UNWATCHED: Duration = Duration::from_millis(5);
 
-/// Nothing of the attempt goes on: no interrupt, no progress.
+/// Nothing of the attempt goes on: no interrupt, no progress, no look at errors.
 pub fn end(executor: &Executor) {
     timer::forget_reminder();
     forget_cancel();
     running::set_job(None);
+    raised::watch_for(&[]);
     progress::close(executor.slot);
 }

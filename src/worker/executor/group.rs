@@ -2,7 +2,8 @@
 //!
 //! A job that shares a commit has a subtransaction of its own. What is finished waits for its commit only as long as
 //! `COMPANY`: a job that overruns it is interrupted, rolled back to its subtransaction, and runs again alone once the finished
-//! ones are committed, at no cost in attempts. The same happens when the commit itself fails (a deferred
+//! ones are committed, at no cost in attempts. So does one that meets, or would do, what belongs to the transaction as a whole
+//! (`OF_COMPANY`). The same happens when the commit itself fails (a deferred
 //! constraint): every job of the group runs again alone, and whoever is to blame fails alone.
 
 use super::attempt::{self, Company};
@@ -14,11 +15,22 @@ use super::{Executor, PATIENCE};
 use crate::pg::error::PgError;
 use crate::pg::{clock, guc, timer, xact};
 use crate::shmem::Action;
+use pgrx::PgSqlErrorCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long finished jobs wait for others to share their commit.
 pub const COMPANY: Duration = Duration::from_millis(5);
+
+/// The errors that a job may meet only because others are in its transaction: by what they have left pending, made or used up there.
+/// And the one that keeps it from doing the like to them (`running::require_own_transaction`). Whether or not its handler catches it,
+/// the job runs again alone, as if it had overrun.
+pub const OF_COMPANY: &[PgSqlErrorCode] = &[
+    PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+    PgSqlErrorCode::ERRCODE_UNSAFE_NEW_ENUM_VALUE_USAGE,
+    PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+    PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
+];
 
 /// What a job has in common with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

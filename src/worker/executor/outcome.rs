@@ -29,7 +29,7 @@ pub enum Ended {
     Retry(Timestamp),
     /// Somebody cancelled, finished or deleted it meanwhile; nothing of the run is left.
     Withdrawn,
-    /// Took too long while finished jobs waited; runs again alone.
+    /// Took too long while finished jobs waited, or has to have its transaction for itself; runs again alone.
     Overran,
     /// The dispatcher took it back before it began.
     Revoked,

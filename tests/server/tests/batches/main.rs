@@ -11,6 +11,7 @@ mod indexes;
 mod places;
 mod results;
 mod scene;
+mod transaction;
 mod triggers;
 
 use scene::{DRAIN, N, NOTED, alone, check_others, in_one_batch, insert, scene, shared, warm};
