@@ -7,6 +7,13 @@ CREATE FUNCTION background_jobs.submit() RETURNS trigger
 CREATE FUNCTION background_jobs.withdraw() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'background_jobs_withdraw';
 
+-- A member of pg_write_all_data has no other way to have code run as somebody else.
+CREATE FUNCTION background_jobs.guard_handlers() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'background_jobs_guard_handlers';
+REVOKE ALL ON FUNCTION background_jobs.guard_handlers() FROM PUBLIC;
+CREATE TRIGGER guard AFTER INSERT OR UPDATE OR DELETE ON background_jobs.handler
+    FOR EACH STATEMENT EXECUTE FUNCTION background_jobs.guard_handlers();
+
 CREATE FUNCTION background_jobs.create_table(
     name text DEFAULT 'background_jobs',
     columns name[] DEFAULT '{}') RETURNS regclass

@@ -19,6 +19,7 @@ COMMENT ON FUNCTION background_jobs.current_job IS 'in a handler: the job that i
 COMMENT ON FUNCTION background_jobs.check_cancelled IS 'in a handler: raise the interrupt that is pending, if one is';
 COMMENT ON FUNCTION background_jobs.submit IS 'trigger function, internal: queue an inserted job';
 COMMENT ON FUNCTION background_jobs.withdraw IS 'trigger function, internal: take a job out of the queue that is cancelled, finished or gone';
+COMMENT ON FUNCTION background_jobs.guard_handlers IS 'trigger function, internal: keep all but superusers from the registry';
 COMMENT ON FUNCTION background_jobs.announce IS 'internal: tell the launcher that the database has the extension';
 COMMENT ON FUNCTION background_jobs.lane_of IS 'internal: number of a lane of the queue';
 COMMENT ON FUNCTION background_jobs.worker_state IS 'internal: what the views show of processes and of the jobs that they run';
@@ -41,7 +42,7 @@ COMMENT ON COLUMN background_jobs.workers.pid IS 'process ID';
 COMMENT ON COLUMN background_jobs.workers.role IS 'launcher, dispatcher, executor or progress writer';
 COMMENT ON COLUMN background_jobs.workers.database IS 'database of the process; null for the launcher';
 COMMENT ON COLUMN background_jobs.workers.owner IS 'owner of the job tables that an executor or progress writer works for';
-COMMENT ON COLUMN background_jobs.workers.state IS 'running, or idle for an executor without a job';
+COMMENT ON COLUMN background_jobs.workers.state IS 'running; idle for an executor without a job; paused or restoring for a dispatcher that hands nothing out';
 COMMENT ON COLUMN background_jobs.workers.job_table IS 'table of the running job; null if the reader may not select from it, as in the next columns';
 COMMENT ON COLUMN background_jobs.workers.job_id IS 'id of the running job''s row';
 COMMENT ON COLUMN background_jobs.workers.handler IS 'name of the handler that runs';
@@ -89,6 +90,7 @@ COMMENT ON COLUMN background_jobs.attempts.error IS 'message, sqlstate, detail, 
 COMMENT ON COLUMN background_jobs.attempts.started_at IS 'when the attempt started';
 COMMENT ON COLUMN background_jobs.attempts.finished_at IS 'when its end was written down';
 COMMENT ON COLUMN background_jobs.attempts.pid IS 'process ID of the executor, if that wrote it down itself';
+COMMENT ON COLUMN background_jobs.attempts.superseded IS 'before a retry(), after which attempts are counted anew';
 
 COMMENT ON TABLE background_jobs.queued_job IS 'private: unfinished jobs; see view queue';
 COMMENT ON TABLE background_jobs.handler IS 'private: registered handlers; see view handlers';

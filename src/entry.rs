@@ -28,6 +28,7 @@ trigger_functions! {
     "Attach a job table with background_jobs.attach().",
     background_jobs_submit, pg_finfo_background_jobs_submit => submit::submit;
     background_jobs_withdraw, pg_finfo_background_jobs_withdraw => submit::withdraw;
+    background_jobs_guard_handlers, pg_finfo_background_jobs_guard_handlers => api::handlers::guard;
 }
 
 worker_mains! {

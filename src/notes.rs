@@ -5,7 +5,7 @@
 use crate::destinations;
 use crate::job::{LaneKey, Timing, Waiting};
 use crate::pg::clock::Timestamp;
-use crate::pg::xact::End;
+use crate::pg::xact::{self, End};
 use crate::pg::{database, shmem as pg_shmem};
 use crate::shmem::{self, Action, Assignment, DatabaseSlot, NOTES, Note, WaiterSlot, alert, direct};
 use std::cell::{Cell, RefCell};
@@ -29,6 +29,7 @@ struct Pending {
     first: Option<Submitted>,
     withdrawn: bool,
     handlers: bool,
+    dropped: bool,
     extension: bool,
     databases: bool,
     blocks: bool,
@@ -37,7 +38,7 @@ struct Pending {
 impl Pending {
     /// The job, if there is nothing to tell but that it was submitted.
     fn only(&self) -> Option<Submitted> {
-        self.first.filter(|_| self.changes == 1 && !self.withdrawn && !self.handlers)
+        self.first.filter(|_| self.changes == 1 && !self.withdrawn && !self.handlers && !self.dropped)
     }
 
     /// What an executor of which owner is told of it, if that need not come from the dispatcher.
@@ -94,10 +95,7 @@ pub fn note_handlers() {
 /// Something was dropped that may be a job table, or hold one, or be the extension.
 pub fn note_dropped() {
     destinations::forget();
-    pending(|p| {
-        p.withdrawn = true;
-        p.handlers = true;
-    });
+    pending(|p| p.dropped = true);
 }
 
 /// The extension was installed in this database.
@@ -161,11 +159,13 @@ fn tell(end: End) {
     if told.databases {
         shmem::rescan();
     }
+    // DROP ... IF EXISTS may have found nothing; nobody need look for what is gone then.
+    let dropped = told.dropped && xact::has_written();
     if let Some(slot) = shmem::database(database) {
-        if told.handlers {
+        if told.handlers || dropped {
             slot.change_handlers();
         }
-        if told.withdrawn {
+        if told.withdrawn || dropped {
             slot.withdraw();
             WaiterSlot::wake_all(database);
         }

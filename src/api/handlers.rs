@@ -12,6 +12,7 @@ use crate::pg::function::{self, Function};
 use crate::pg::relation::Lock;
 use crate::pg::role::{self, bookkeeping};
 use crate::pg::spi;
+use crate::pg::trigger::Call;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum, Oid};
 
@@ -125,6 +126,15 @@ fn check_function(function: &Function) -> Fallible<bool> {
         arguments if arguments == one => Ok(false),
         arguments if arguments == two => Ok(true),
         _ => wrong(format!("function {} does not have a handler's arguments", function.name)),
+    }
+}
+
+/// AFTER INSERT, UPDATE, DELETE of the registry: who may write all tables must not thereby choose what runs as their owners.
+pub fn guard(_: &Call) {
+    if !role::is_superuser(role::current()) {
+        PgError::new(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, "permission denied for table handler")
+            .hint("Use background_jobs.register_handler(), as the owner of the job table.")
+            .raise();
     }
 }
 

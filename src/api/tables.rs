@@ -116,8 +116,10 @@ fn attach_table(table: &Relation, options: &Options) -> Fallible<usize> {
             spi::execute_once(&statement);
         }
     });
+    let submitted = submit_backlog(table, options);
+    // Not before: whoever has changed handlers looks them up anew for each row.
     notes::note_handlers();
-    Ok(submit_backlog(table, options))
+    Ok(submitted)
 }
 
 /// Queues unfinished rows that are not in the queue, in the order of their timestamps.
@@ -142,13 +144,16 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
     // A transaction that keeps its snapshot would not see what was committed before the lock was granted, be it a row or a place in
     // the queue. Nobody changes either under the lock.
     let keeps_snapshot = xact::keeps_snapshot();
+    // A partitioned table may have an id several times.
+    let may_be_queued =
+        table.kind == 'p' || keeps_snapshot || bookkeeping(|| spi::connect(|| catalog::has_any(table.oid.to_u32())));
     let mut submitted = 0;
     let submit_all = || {
         Statement::new(&sql, &[]).for_each(|rows, row| {
             let Some(id) = rows.uuid(row, 1) else { return };
             let job = JobRef { table: table.oid.to_u32(), id };
             let is_there = || bookkeeping(|| spi::connect(|| catalog::is_there(job)));
-            if submit::is_queued(job) || (keeps_snapshot && is_there()) {
+            if may_be_queued && (submit::is_queued(job) || (keeps_snapshot && is_there())) {
                 return;
             }
             let arrival = submit::arrival();

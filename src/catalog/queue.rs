@@ -167,6 +167,14 @@ pub fn find_in(job: JobRef, into: Option<Current>) -> Option<QueuedJob> {
     })
 }
 
+/// Has the table any job in the queue?
+pub fn has_any(of: u32) -> bool {
+    statement!("SELECT 1 FROM background_jobs.queued_job WHERE job_table = $1 LIMIT 1", [OID])
+        .execute(&[table(of)], 1)
+        .processed
+        > 0
+}
+
 /// Is there such a job, in the active snapshot?
 pub fn is_there(job: JobRef) -> bool {
     statement!("SELECT 1 FROM background_jobs.queued_job WHERE job_table = $1 AND job_id = $2", [OID, UUID])

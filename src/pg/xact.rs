@@ -145,6 +145,12 @@ pub fn is_own(xmin: u32) -> bool {
     unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xmin.into()) }
 }
 
+/// Has the current transaction, or the one that is just ending, changed anything? For a commit callback: never fails.
+pub fn has_written() -> bool {
+    // SAFETY: reads the state of the current transaction.
+    unsafe { pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId }
+}
+
 /// Does every statement of the current transaction see what was committed before it?
 pub fn sees_new_commits() -> bool {
     // SAFETY: reads the state of the current transaction.

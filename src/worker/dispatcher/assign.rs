@@ -35,10 +35,12 @@ impl Dispatcher {
         let mut left = ROUND;
         while !owners.is_empty() && left > 0 {
             owners.retain(|oid, owner| {
-                left = left.saturating_sub(1);
                 let handed = self.hand_next(owner);
-                if handed == Some(Handed::NoRoom) {
-                    hungry.push(*oid);
+                match handed {
+                    // A lane without a job that may run leaves the round: however many there are, it gets to the end of them.
+                    Some(Handed::Job) => left = left.saturating_sub(1),
+                    Some(Handed::NoRoom) => hungry.push(*oid),
+                    _ => {}
                 }
                 matches!(handed, Some(Handed::Job | Handed::Nothing))
             });
@@ -52,7 +54,7 @@ impl Dispatcher {
 
     /// Sees to executors for owners whose jobs found no room.
     fn want_executors(&mut self, mut hungry: Vec<u32>) {
-        hungry.sort_unstable();
+        hungry.sort_unstable_by_key(|owner| (self.roster.last_served(*owner), *owner));
         hungry.dedup();
         // Who has none comes first, and everybody else sees that before they take what is free.
         let (some, none): (Vec<u32>, Vec<u32>) =

@@ -92,7 +92,8 @@ impl Lane {
     /// Reads again what waits in the window: some of it may have been withdrawn, or submitted anew under the same id.
     pub fn reread(&mut self) {
         if let Some(first) = self.ready.front() {
-            self.position = just_before(first.run_at);
+            // All before it was read, and may be dead by now.
+            self.position = (first.run_at, first.enqueued_at.saturating_sub(1));
             self.ready.clear();
             self.more = true;
         }

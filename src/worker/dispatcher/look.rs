@@ -130,14 +130,16 @@ impl Dispatcher {
         for note in notes.unwrap_or_default() {
             self.note(note.lane(), note.run_at);
         }
-        // Tables that nobody has registered a handler for, or that are gone.
+        // Tables that nobody has registered a handler for, or that are gone: of a drop, handlers are told.
         let mut others = Vec::new();
-        if news.withdrawn || poll {
+        if poll || handlers_changed {
             let known = self.tables.keys().copied().filter(|table| relation::owner(Oid::from(*table)).is_some());
             others = catalog::tables_but(known);
             if catalog::purge_dropped_tables(&others) > 0 {
                 self.lanes.retain(|key, _| relation::owner(Oid::from(key.table)).is_some());
             }
+        }
+        if poll || news.withdrawn {
             self.verify_claims();
             self.lanes.values_mut().for_each(Lane::reread);
         }

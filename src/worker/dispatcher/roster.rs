@@ -34,6 +34,9 @@ pub struct Roster {
     /// Workers on their way: by slot, with the generation that they were started for.
     started: HashMap<usize, (u32, Handle)>,
     trouble: HashMap<u32, Trouble>,
+    /// When each owner last got a slot, counted in slots: more owners than slots take turns.
+    served: HashMap<u32, u64>,
+    slots_given: u64,
     /// A shortage of each kind was said, and has not ended.
     lacks_executor: bool,
     lacks_writer: bool,
@@ -91,6 +94,8 @@ impl Roster {
             send_idle_away(database, owner, if first { Duration::ZERO } else { UNUSED });
             return;
         };
+        self.slots_given += 1;
+        self.served.insert(owner, self.slots_given);
         let handle = bgworker::start(&Registration {
             name: format!("{EXECUTOR} for database {database_name}"),
             kind: EXECUTOR,
@@ -110,6 +115,11 @@ impl Roster {
                 }
             }
         }
+    }
+
+    /// The lower, the longer ago the owner got a slot.
+    pub fn last_served(&self, owner: u32) -> u64 {
+        self.served.get(&owner).copied().unwrap_or(0)
     }
 
     /// Could no executor be started for this owner a moment ago?

@@ -85,7 +85,7 @@ fn is_conflict(error: &PgError) -> bool {
 }
 
 /// The same, or somebody's signal, which nobody has meant for what we write down.
-fn is_disturbed(error: &PgError) -> bool {
+pub fn is_disturbed(error: &PgError) -> bool {
     is_conflict(error) || error.is(PgSqlErrorCode::ERRCODE_QUERY_CANCELED)
 }
 

@@ -3,6 +3,7 @@
 use super::batch::Job;
 use super::group::Group;
 use super::outcome::{self, Ended};
+use super::put_back;
 use super::settle::{Run, settle};
 use super::{Executor, attempt};
 use crate::pg::error::PgError;
@@ -69,10 +70,12 @@ fn give_up(executor: &mut Executor, job: &mut Job, error: PgError) {
         false => outcome::record(executor, job, setback, &error, started_at),
     }) {
         Ok(ended) => run.ended = ended,
-        Err(second) => {
-            error.without_data().log();
-            second.without_data().log();
-        }
+        Err(second) if outcome::is_disturbed(&second) => run.ended = Ended::Unrecorded,
+        // A deferred trigger of the owner's does not let the row be written at all: the attempt is charged without it.
+        Err(second) => match xact::transaction(|| put_back::retreat(job, &second, started_at)) {
+            Ok(ended) => run.ended = ended,
+            Err(third) => third.without_data().log(),
+        },
     }
     settle(executor, &[run]);
 }

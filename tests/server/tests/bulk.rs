@@ -336,3 +336,23 @@ fn rows_of_any_shape_come_back_byte_for_byte() {
     );
     assert_eq!(same, 4);
 }
+
+/// ANALYZE may come by while the queue has a single job of a table, from which it would conclude that there never are more.
+#[test]
+fn jobs_are_found_by_their_ids_whatever_analyze_has_seen_of_the_queue() {
+    let mut app = SHARED.app("analyzed");
+    app.sql("SELECT background_jobs.enqueue('nobody', run_at => 'infinity')");
+    app.admin().batch_execute("ANALYZE background_jobs.queued_job").unwrap();
+    app.sql("INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"nobody\"}' FROM generate_series(1, 2000)");
+    let scans = "SELECT sum(idx_scan)::bigint FROM pg_stat_all_indexes WHERE indexrelname = 'queued_job_pkey'";
+    let before: i64 = app.admin().query_one(scans, &[]).unwrap().get(0);
+    let mut session = app.session();
+    session.batch_execute("UPDATE background_jobs SET cancelled = true WHERE NOT cancelled").unwrap();
+    // It tells its statistics when it ends.
+    drop(session);
+    let mut admin = app.admin();
+    app.cluster.wait_until("the cancels to be counted", || {
+        let scans: i64 = admin.query_one(scans, &[]).unwrap().get(0);
+        if scans - before >= 2001 { Ok(()) } else { Err(format!("{} scans of the key", scans - before)) }
+    });
+}

@@ -11,7 +11,8 @@ fn a_table_that_turns_completions_away_does_not_run_its_jobs_for_ever() {
     let mut app = SHARED.app("turned_away");
     let mut victim = owner(&app, "victim");
     victim.handler("fine", "RETURN '1';", "");
-    app.sql("CREATE SEQUENCE starts; CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'");
+    app.sql("CREATE SEQUENCE starts; CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE FUNCTION never() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''never''; END'");
     app.handler_with(
         "counted",
         "PERFORM nextval('starts'); PERFORM note(); RETURN '1';",
@@ -26,6 +27,12 @@ fn a_table_that_turns_completions_away_does_not_run_its_jobs_for_ever() {
         (
             "ALTER TABLE background_jobs ADD CONSTRAINT away CHECK (NOT completed) NOT VALID",
             "ALTER TABLE background_jobs DROP CONSTRAINT away",
+        ),
+        // Neither a completion nor a failure can be committed.
+        (
+            "CREATE CONSTRAINT TRIGGER away AFTER UPDATE ON background_jobs DEFERRABLE INITIALLY DEFERRED
+             FOR EACH ROW WHEN (NEW.completed) EXECUTE FUNCTION never()",
+            "DROP TRIGGER away ON background_jobs",
         ),
         // Last: a plan that a rule has made empty depends on no table, so nothing tells the server that it is stale.
         ("CREATE RULE away AS ON UPDATE TO background_jobs DO INSTEAD NOTHING", "DROP RULE away ON background_jobs"),

@@ -70,3 +70,40 @@ fn signals_stop_no_scheduler_and_lose_no_job() {
         assert_eq!(app.noted(id), 1, "exactly once (I3)");
     }
 }
+
+/// ALTER ... DEPENDS ON EXTENSION takes the strongest lock on an extension, and asks for no right to it.
+#[test]
+fn a_lock_that_a_stranger_has_on_the_extension_holds_up_no_job() {
+    let mut app = SHARED.app("extension_lock");
+    app.handler("fine", "RETURN '1';");
+    let mut other = owner(&app, "locks");
+    other.sql(
+        "CREATE FUNCTION own() RETURNS int LANGUAGE sql AS 'SELECT 1';
+         BEGIN; ALTER FUNCTION own() DEPENDS ON EXTENSION background_jobs",
+    );
+    let held = "SELECT count(*) = 1 FROM pg_locks WHERE classid = 'pg_extension'::regclass AND mode = 'AccessExclusiveLock' AND granted";
+    assert!(app.one::<bool>(held, &[]));
+    app.sql("INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"fine\"}' FROM generate_series(1, 1000)");
+    app.wait_true("SELECT bool_and(completed) FROM background_jobs");
+    assert!(app.one::<bool>(held, &[]), "the lock is held still");
+    other.sql("ROLLBACK");
+}
+
+/// INSERT on all tables is INSERT on the registry, too, and a handler runs as the owner of its table.
+#[test]
+fn who_may_write_all_tables_registers_no_handler() {
+    let mut app = SHARED.app("writes_all");
+    app.handler("fine", "RETURN '1';");
+    let mut other = owner(&app, "writer");
+    app.admin().batch_execute(&format!("GRANT pg_write_all_data TO {}", ident(&other.role))).unwrap();
+    for statement in [
+        "INSERT INTO background_jobs.handler (job_table, name, function_schema, function_name, takes_id, function_owner, owner)
+         VALUES ('public.background_jobs'::regclass, 'evil', 'public', 'evil', false, current_user::regrole, current_user::regrole)",
+        "UPDATE background_jobs.handler SET function_name = 'evil'",
+        "DELETE FROM background_jobs.handler",
+    ] {
+        assert_eq!(other.code(statement), "42501", "{statement}");
+    }
+    let id = app.submit("fine", json!({}));
+    assert_eq!(app.wait_final(id).result, Some(json!(1)));
+}

@@ -176,3 +176,55 @@ fn sessions_that_wait_by_the_dozen_delay_nobody() {
     });
     end_sessions(&cluster, &app.database);
 }
+
+/// Two executors, and six owners whose jobs do not end: whoever has been served last comes last.
+#[test]
+fn more_owners_than_executors_all_get_their_turn_while_the_others_have_jobs() {
+    let cluster = two_executors().start();
+    let app = App::with_table(&cluster, "many_owners");
+    let mut owners: Vec<Tenant> = (0..6).map(|n| owner(&app, &format!("owner_{n}"))).collect();
+    for owner in &mut owners {
+        owner.handler("floods", "PERFORM pg_sleep(0.1); RETURN NULL;", "");
+        owner.sql(
+            "INSERT INTO background_jobs (payload) SELECT '{\"handler\": \"floods\"}' FROM generate_series(1, 2000)",
+        );
+    }
+    for round in 1..=2 {
+        cluster.wait_until("every owner to be served", || {
+            let count = "SELECT count(*) FROM background_jobs WHERE completed";
+            let done: Vec<i64> = owners.iter_mut().map(|owner| owner.one(count, &[])).collect();
+            assert!(done.iter().all(|done| *done < 2000), "the floods have ended: {done:?}");
+            if done.iter().all(|done| *done > 0) { Ok(()) } else { Err(format!("round {round}: {done:?}")) }
+        });
+        owners.iter_mut().for_each(|owner| owner.sql("DELETE FROM background_jobs WHERE completed"));
+    }
+    owners.iter_mut().for_each(|owner| owner.sql("TRUNCATE background_jobs"));
+    end_sessions(&cluster, &app.database);
+}
+
+#[test]
+fn a_thousand_lanes_of_a_handler_at_its_limit_keep_no_other_from_running() {
+    let cluster = two_executors().start();
+    let mut app = App::with_table(&cluster, "limited");
+    app.sql(
+        "SELECT background_jobs.detach('background_jobs'); ALTER TABLE background_jobs ADD priority smallint;
+             SELECT background_jobs.attach('background_jobs', columns => '{priority}')",
+    );
+    app.handler_with("held", "PERFORM reach(1); PERFORM await_gate('go'); RETURN NULL;", "concurrency => 1");
+    app.handler("fine", "RETURN '1';");
+    let first = app.submit("held", json!({}));
+    app.wait_reached(1);
+    app.sql(
+        "INSERT INTO background_jobs (payload, priority) SELECT '{\"handler\": \"held\"}', n FROM generate_series(1, 1500) n",
+    );
+    let last: Uuid = app.one(
+        "INSERT INTO background_jobs (payload, priority) VALUES ('{\"handler\": \"fine\"}', 2000) RETURNING id",
+        &[],
+    );
+    assert_eq!(app.wait_final(last).result, Some(json!(1)));
+    assert!(!app.row(first).completed);
+    app.sql("DELETE FROM background_jobs WHERE priority < 2000");
+    app.open_gate("go");
+    app.wait_final(first);
+    end_sessions(&cluster, &app.database);
+}
