@@ -24,9 +24,16 @@ const FAREWELL: Duration = Duration::from_millis(200);
 /// How long a lane is left alone whose job was refused, at first.
 const FIRST_DELAY: Duration = Duration::from_millis(20);
 
-/// Interrupts that were sent: executor and claim, when, and whether termination followed.
+/// Interrupts that were sent, by executor and claim.
 #[derive(Default)]
-pub struct Interrupts(HashMap<(usize, u64), (Instant, bool)>);
+pub struct Interrupts(HashMap<(usize, u64), Sent>);
+
+struct Sent {
+    since: Instant,
+    /// Of the executor's slot: its next owner's claims have the same numbers.
+    generation: u32,
+    terminated: bool,
+}
 
 impl Dispatcher {
     /// Is it time to settle what a dead executor left? At a stop of the server its workers are told one after the other: who
@@ -169,9 +176,10 @@ impl Dispatcher {
     }
 
     fn interrupt(&mut self, executor: usize, number: u64, why: Interrupt) {
-        let first = || (Instant::now(), false);
-        self.interrupts.0.entry((executor, number)).or_insert_with(first);
         let slot = &shmem::executors()[executor];
+        let generation = slot.generation.load(Ordering::Acquire);
+        let first = || Sent { since: Instant::now(), generation, terminated: false };
+        self.interrupts.0.entry((executor, number)).or_insert_with(first);
         slot.request_interrupt(number, why);
         slot.process.signal(libc::SIGUSR2);
     }
@@ -226,13 +234,13 @@ impl Dispatcher {
     /// Terminates executors whose handlers have gone on for `cancel_grace` after they were interrupted.
     fn escalate(&mut self) {
         let grace = gucs::cancel_grace();
-        self.interrupts.0.retain(|(executor, number), (since, terminated)| {
+        self.interrupts.0.retain(|(executor, number), sent| {
             let slot = &shmem::executors()[*executor];
-            if slot.running() != Some(*number) {
+            if slot.running() != Some(*number) || slot.generation.load(Ordering::Acquire) != sent.generation {
                 return false;
             }
-            if since.elapsed() >= grace && !*terminated {
-                *terminated = true;
+            if sent.since.elapsed() >= grace && !sent.terminated {
+                sent.terminated = true;
                 let assignment = slot.claim(*number).assignment();
                 let (id, handler) = (format_id(&assignment.id), assignment.handler.to_text());
                 PgError::new(
@@ -267,10 +275,8 @@ impl Dispatcher {
             soon(Duration::from_millis(100));
         }
         let grace = gucs::cancel_grace();
-        for (since, terminated) in self.interrupts.0.values() {
-            if !terminated {
-                soon(grace.saturating_sub(since.elapsed()));
-            }
+        for sent in self.interrupts.0.values().filter(|sent| !sent.terminated) {
+            soon(grace.saturating_sub(sent.since.elapsed()));
         }
         for slot in shmem::executors().iter().filter(|slot| slot.in_database(self.database)) {
             let Some(number) = slot.running() else {
