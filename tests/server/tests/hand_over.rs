@@ -143,7 +143,7 @@ fn jobs_that_are_handed_over_start_by_priority() {
     let first = app.submit("held", json!({}));
     app.wait_reached(1);
     let mut ids = Vec::new();
-    for priority in [0i16, 5, -5, 3, -7, 0] {
+    for priority in [0i32, 5, -5, 3, -7, 0] {
         ids.push(app.one::<Uuid>("SELECT background_jobs.enqueue('noted', priority => $1)", &[&priority]));
     }
     app.open_gate("go");

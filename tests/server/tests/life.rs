@@ -89,7 +89,7 @@ fn which_handler_runs() {
     assert_eq!(run(None, json!({"handler": null})), json!("default"));
     assert_eq!(run(None, json!([1])), json!("default"), "a payload need not be an object");
 
-    app.sql("SELECT background_jobs.attach('background_jobs', handler_key => 'kind')");
+    app.sql("SELECT background_jobs.attach('background_jobs', columns => '{}', handler_key => 'kind')");
     let id: Uuid =
         app.one("INSERT INTO background_jobs (handler, payload) VALUES ('a', '{\"kind\": \"b\"}') RETURNING id", &[]);
     assert_eq!(app.wait_final(id).result, Some(json!("b")), "attach() changed the key and dropped the column");
@@ -268,7 +268,7 @@ fn order_is_priority_then_arrival() {
     let mut app = SHARED.app("order");
     hold_queue(&mut app);
     let mut enqueue =
-        |priority: i16| -> Uuid { app.one("SELECT background_jobs.enqueue('serial', priority => $1)", &[&priority]) };
+        |priority: i32| -> Uuid { app.one("SELECT background_jobs.enqueue('serial', priority => $1)", &[&priority]) };
     let (late, normal, second, early) = (enqueue(5), enqueue(0), enqueue(0), enqueue(-5));
     app.open_gate("go");
     app.wait_drained(std::time::Duration::from_secs(30));

@@ -155,10 +155,19 @@ fn a_planted_trigger_sees_the_owner_and_nobody_above() {
         .one("SELECT count(DISTINCT kind) FROM seen WHERE who = $1 AND kind LIKE 'background_jobs %'", &[&owner]);
     assert_eq!(kinds, 2, "executor and progress writer were reached");
     // Our own trigger replaced by one that reads another key chooses among the registered handlers, no more.
-    submitter.sql(
-        "CREATE OR REPLACE TRIGGER background_jobs_submit AFTER INSERT ON background_jobs FOR EACH ROW
-            EXECUTE FUNCTION background_jobs.submit('other', 'handler,priority,nonsense')",
+    let replaced = |columns: &str| {
+        format!(
+            "CREATE OR REPLACE TRIGGER background_jobs_submit AFTER INSERT ON background_jobs FOR EACH ROW
+                EXECUTE FUNCTION background_jobs.submit('other', '{columns}')"
+        )
+    };
+    submitter.sql(&replaced("handler,priority"));
+    assert_eq!(
+        submitter.code("INSERT INTO background_jobs (payload) VALUES ('{}')"),
+        "42703",
+        "columns that are not there"
     );
+    submitter.sql(&replaced("nonsense"));
     let id = submit(&mut submitter, &json!({"other": "pg_sleep", "handler": "works"}));
     app.wait_true(&format!("SELECT state = 'unhandled' FROM background_jobs.queue WHERE job_id = '{id}'"));
 }
