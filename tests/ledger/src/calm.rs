@@ -95,7 +95,7 @@ pub fn probe(run: &Run) -> f64 {
     let limit = POLL_SECONDS + 1.0;
     let mut longest = 0.0_f64;
     let mut rng = run.rng(2);
-    for priority in 0..12_i16 {
+    for priority in 0..12_i32 {
         for (number, table) in run.tables.iter().enumerate() {
             let mut client = run.cluster.connect(&table.database, CLIENT);
             let (name, job) = (table.name(), Uuid::from_u128(rng.u128(..)));

@@ -152,7 +152,7 @@ impl<'a> Enqueuer<'a> {
     /// Through enqueue(), with a priority, now or a little later.
     fn function(&mut self) {
         let one = self.one();
-        let (delay, priority) = (if self.rng.bool() { 0.0 } else { self.rng.f64() }, self.rng.i16(-3..3));
+        let (delay, priority) = (if self.rng.bool() { 0.0 } else { self.rng.f64() }, self.rng.i32(-3..3));
         let call = format!(
             "SELECT background_jobs.enqueue($1, $2, run_at => now() + make_interval(secs => $3), priority => $4,
                  id => $5, job_table => '{}')",
