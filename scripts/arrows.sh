@@ -4,7 +4,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 order=(pg planted retry gaps job protocol gucs shmem journal running progress finishing inserted owner job_table catalog
-    destinations notes handler prepared databases heirs enqueue submit worker api entry lib)
+    destinations successors notes handler prepared databases enqueue submit worker api entry lib)
 
 failed=0
 files_of() { find src -path "src/$1.rs" -o -path "src/$1/*.rs"; }

@@ -3,7 +3,6 @@
 
 use crate::catalog::{self, Destination, NewJob, Submission};
 use crate::destinations;
-use crate::heirs;
 use crate::job::{JobRef, Waiting, format_id};
 use crate::notes::{self, Submitted};
 use crate::pg::error::PgError;
@@ -11,6 +10,7 @@ use crate::pg::relation;
 use crate::pg::role::bookkeeping;
 use crate::pg::spi;
 use crate::pg::statement::Number;
+use crate::successors;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::cell::RefCell;
 
@@ -109,11 +109,11 @@ pub fn requeue(new: NewJob, taken: Taken) {
     let mut new = at_least_one_attempt(new);
     let lane = bookkeeping(|| {
         spi::connect(|| {
-            let heritage = new.job_key.as_ref().and_then(|key| refuse_taken_key(new.job, key));
-            let key = if heritage.is_some() { new.job_key.take() } else { None };
+            let predecessor = new.job_key.as_ref().and_then(|key| refuse_taken_key(new.job, key));
+            let key = if predecessor.is_some() { new.job_key.take() } else { None };
             let lane = catalog::enqueue(&new, taken == Taken::Refuse);
-            if let (Some(of), Some(key)) = (heritage, key) {
-                heirs::note(of, key, new.job, new.enqueued_at);
+            if let (Some(of), Some(key)) = (predecessor, key) {
+                successors::note(of, key, new.job, new.enqueued_at);
             }
             lane
         })
@@ -139,7 +139,7 @@ fn refuse_taken_id(job: JobRef) -> ! {
 
 /// Returns the job that the key comes from when that is finished.
 fn refuse_taken_key(job: JobRef, key: &str) -> Option<JobRef> {
-    let holder = heirs::holder(job.table, key);
+    let holder = successors::holder(job.table, key);
     if holder.job.is_some_and(|holder| holder != job.id) {
         PgError::new(
             PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,

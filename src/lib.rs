@@ -89,7 +89,6 @@ mod finishing;
 mod gaps;
 mod gucs;
 mod handler;
-mod heirs;
 mod inserted;
 mod job;
 mod job_table;
@@ -105,6 +104,7 @@ mod retry;
 mod running;
 mod shmem;
 mod submit;
+mod successors;
 mod worker;
 
 use pgrx::prelude::*;
@@ -127,7 +127,6 @@ pub extern "C-unwind" fn _PG_init() {
     gucs::define();
     pg::shmem::install(shmem::size, journal::start);
     pg::xact::on_end(notes::on_end);
-    pg::xact::on_end(heirs::forget);
     pg::xact::before_commit(notes::before_commit);
     pg::utility::install(databases::callbacks());
     pg::planner::install("queued_job");

@@ -8,6 +8,7 @@ use crate::pg::clock::Timestamp;
 use crate::pg::xact::{self, End};
 use crate::pg::{database, shmem as pg_shmem};
 use crate::shmem::{self, Action, Assignment, DatabaseSlot, NOTES, Note, WaiterSlot, alert, direct};
+use crate::successors;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
 
@@ -144,6 +145,7 @@ fn tell(end: End) {
         return;
     };
     let Ok(told) = told else { return };
+    successors::forget();
     if told.blocks {
         shmem::databases().iter().for_each(DatabaseSlot::unblock);
         shmem::rescan();

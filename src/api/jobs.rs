@@ -7,7 +7,6 @@ use super::{
 use crate::catalog::{self, NewJob};
 use crate::enqueue::{self, Taken};
 use crate::finishing;
-use crate::heirs;
 use crate::inserted;
 use crate::job::{JobId, JobRef, Tid, Timing, handler_name};
 use crate::job_table::{self, Options};
@@ -24,6 +23,7 @@ use crate::pg::spi::{self, Statement};
 use crate::pg::xact;
 use crate::protocol::{FINISHED, UNFINISHED};
 use crate::submit;
+use crate::successors;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{self, Datum};
 
@@ -92,11 +92,11 @@ fn enqueue_job(args: &Args) -> Fallible<[u8; 16]> {
 const KEY_FIGHTS: usize = 100;
 
 fn holder(table: &Relation, key: &str) -> Option<JobId> {
-    bookkeeping(|| spi::connect(|| heirs::holder(table.oid.to_u32(), key).job))
+    bookkeeping(|| spi::connect(|| successors::holder(table.oid.to_u32(), key).job))
 }
 
 /// Deals with the unfinished job that has the key: keeps it, or cancels it to make room for the new one. A running one goes on
-/// either way when it is to be kept; when it is to be replaced it is cancelled, too. The caller's own job does not count (`heirs`).
+/// either way when it is to be kept; when it is to be replaced it is cancelled, too. The caller's own job does not count (`successors`).
 fn take_over_key(table: &Relation, key: &str, keep: bool) -> Fallible<Option<[u8; 16]>> {
     let Some(id) = holder(table, key) else { return Ok(None) };
     if keep {

@@ -117,13 +117,8 @@ fn refuse_partition(table: &Relation) -> Fallible<()> {
 fn attached_table(table: &Relation) -> Fallible<Options> {
     // A partition has the triggers, too.
     refuse_partition(table)?;
-    job_table::attachment(table).ok_or_else(|| {
-        PgError::new(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("table \"{}\" is not attached", table.name),
-        )
-        .hint(format!("Call background_jobs.attach('{}').", table.qualified_name()))
-    })
+    job_table::attachment(table)
+        .ok_or_else(|| job_table::unattached(table, format!("table \"{}\" is not attached", table.name)))
 }
 
 fn job_argument(args: &Args, id: usize, table: usize) -> Fallible<JobRef> {

@@ -66,7 +66,7 @@ fn read(table: &Relation, job: &JobRef, memory: Current) -> Option<Row> {
     })
 }
 
-/// What looks at the job take.
+/// Looks at the job, again and again.
 struct Observer {
     job: JobRef,
     /// The table's name when the wait began.
@@ -87,8 +87,8 @@ impl Observer {
     /// its lock_timeout is not asked, and a little longer, so that the time is over then.
     fn look(&self, left: Duration) -> Fallible<Row> {
         self.scratch.reset();
-        let glimpse = || xact::glimpse(&self.scratch, || self.read());
-        guc::with_lock_timeout(left + Duration::from_millis(1), || self.scratch.run(glimpse)).flatten()
+        let look = || xact::rolled_back(&self.scratch, || self.read());
+        guc::with_lock_timeout(left + Duration::from_millis(1), || self.scratch.run(look)).flatten()
     }
 
     fn read(&self) -> Fallible<Row> {

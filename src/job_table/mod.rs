@@ -236,6 +236,12 @@ pub fn trigger_statements(table: &Relation, options: &Options) -> Vec<String> {
     statements
 }
 
+/// The error of a table that attach() mends.
+pub fn unattached(table: &Relation, message: String) -> PgError {
+    PgError::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, message)
+        .hint(format!("Call background_jobs.attach('{}').", table.qualified_name()))
+}
+
 /// How the table is attached: none if it is not, or if its trigger is disabled (as during a data-only restore).
 pub fn attachment(table: &Relation) -> Option<Options> {
     attached_with(table, |trigger| trigger.enabled != 'D')

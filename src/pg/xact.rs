@@ -66,7 +66,7 @@ pub fn subtransaction<T>(line: &str, keep: &Context, f: impl FnOnce() -> T) -> R
 
 /// Runs `f`, which looks at something, in a subtransaction that is rolled back in any case: the locks that `f` took go with it.
 /// One that writes nothing takes no transaction id.
-pub fn glimpse<T>(keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
+pub fn rolled_back<T>(keep: &Context, f: impl FnOnce() -> T) -> Result<T, PgError> {
     within(false, || catch_whole(keep, f))
 }
 

@@ -10,6 +10,8 @@ use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::protocol;
 use crate::shmem::{self, Assignment};
+use std::collections::HashSet;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 /// Jobs that are handed out before the dispatcher looks around again. Executors may be as quick as it is, and then it would never come
@@ -92,7 +94,7 @@ impl Dispatcher {
         let key = &turn.lane.key;
         let terms = turn.terms.or_else(|| self.terms(key));
         turn.terms = terms;
-        let Some(terms) = terms.filter(|terms| self.may_run(key, terms)) else {
+        let Some(terms) = terms.filter(|terms| self.may_run(key, terms, &mut owner.at_limit)) else {
             owner.turns.pass(false);
             return Some(Handed::Nothing);
         };
@@ -156,9 +158,17 @@ impl Dispatcher {
     }
 
     /// Is the handler below its own limit of concurrent jobs?
-    fn may_run(&self, key: &LaneKey, terms: &Terms) -> bool {
+    fn may_run(&self, key: &LaneKey, terms: &Terms, at_limit: &mut HashSet<(u32, Rc<str>)>) -> bool {
+        let Some(limit) = terms.concurrency else { return true };
+        let handler = (key.table, key.handler.clone());
+        if at_limit.contains(&handler) {
+            return false;
+        }
         let ours = |claimed: &&Claimed| claimed.lane.table == key.table && claimed.lane.handler == key.handler;
-        let running = || self.claims.values().filter(ours).count();
-        terms.concurrency.is_none_or(|limit| (running() as i64) < i64::from(limit))
+        let below = (self.claims.values().filter(ours).count() as i64) < i64::from(limit);
+        if !below {
+            at_limit.insert(handler);
+        }
+        below
     }
 }

@@ -10,7 +10,8 @@ use crate::job::{JobRef, LaneKey};
 use crate::protocol;
 use crate::shmem::{self, ExecutorSlot, SlotState};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 /// What is the same for all jobs of a lane.
@@ -90,6 +91,8 @@ impl<'a> Turns<'a> {
 pub struct Owner<'a> {
     pub mailboxes: Mailboxes,
     pub turns: Turns<'a>,
+    /// Handlers that are at their limit, which they are until this view ends: their other lanes need no count of their own.
+    pub at_limit: HashSet<(u32, Rc<str>)>,
 }
 
 impl Dispatcher {
@@ -102,7 +105,8 @@ impl Dispatcher {
                 continue;
             }
             let Some(table) = self.tables.get(&lane.key.table).filter(|table| table.runnable) else { continue };
-            let new = || Owner { mailboxes: self.mailboxes(table.owner), turns: Turns::default() };
+            let new =
+                || Owner { mailboxes: self.mailboxes(table.owner), turns: Turns::default(), at_limit: HashSet::new() };
             owners.entry(table.owner).or_insert_with(new).turns.add(lane);
         }
         owners

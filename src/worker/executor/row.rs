@@ -4,7 +4,6 @@ use super::Executor;
 use super::batch::Job;
 use crate::catalog;
 use crate::finishing;
-use crate::heirs;
 use crate::job_table::Statements;
 use crate::pg::clock::{self, Timestamp};
 use crate::pg::error::PgError;
@@ -18,6 +17,7 @@ use crate::planted::{self, Bug};
 use crate::progress;
 use crate::protocol::{self, Ending};
 use crate::shmem::{Action, Assignment};
+use crate::successors;
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Datum;
 use std::rc::Rc;
@@ -66,7 +66,7 @@ pub fn finish<'a>(mut assignments: impl Iterator<Item = &'a Assignment>) -> bool
         let quickly = queue.as_ref().and_then(|queue| queue.finish(assignment));
         let finished = quickly.unwrap_or_else(|| bookkeeping(|| spi::connect(|| catalog::finish(assignment))))
             || planted::is(Bug::NoFence);
-        heirs::hand_over(assignment.job());
+        successors::hand_over(assignment.job());
         finished
     });
     xact::next_command();

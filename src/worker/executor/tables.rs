@@ -4,7 +4,6 @@ use crate::job_table::{self, Statements};
 use crate::owner;
 use crate::pg::error::PgError;
 use crate::pg::relation::{self, Lock};
-use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::Oid;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -49,12 +48,8 @@ impl Tables {
         }
         let Some(options) = job_table::attachment(&relation) else {
             let name = relation.qualified_name();
-            let problem = PgError::new(
-                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("job table {name} is not attached, or its triggers are disabled"),
-            )
-            .detail("Its jobs wait.")
-            .hint(format!("Call background_jobs.attach('{name}')."));
+            let message = format!("job table {name} is not attached, or its triggers are disabled");
+            let problem = job_table::unattached(&relation, message).detail("Its jobs wait.");
             self.complain(oid, DETACHED.to_string(), &problem);
             return None;
         };
@@ -63,12 +58,9 @@ impl Tables {
             self.complained.remove(&(oid, String::new()));
         } else {
             let name = relation.qualified_name();
-            let problem = PgError::new(
-                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("triggers of job table {name} are not enabled ALWAYS"),
-            )
-            .detail("Rows that arrive by replication are not submitted.")
-            .hint(format!("Call background_jobs.attach('{name}')."));
+            let message = format!("triggers of job table {name} are not enabled ALWAYS");
+            let problem =
+                job_table::unattached(&relation, message).detail("Rows that arrive by replication are not submitted.");
             self.complain(oid, String::new(), &problem);
         }
         if let Err(problem) = job_table::check_shape(&relation, &options) {

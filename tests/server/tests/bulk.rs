@@ -356,3 +356,20 @@ fn jobs_are_found_by_their_ids_whatever_analyze_has_seen_of_the_queue() {
         if scans - before >= 2001 { Ok(()) } else { Err(format!("{} scans of the key", scans - before)) }
     });
 }
+
+/// What a row trigger writes below SQL is what the column would generate: a job in another lane would be found by nobody.
+#[test]
+fn jobs_that_enter_without_sql_are_in_the_lane_that_the_column_generates() {
+    let mut app = SHARED.app_without_table("lanes");
+    app.sql("SELECT background_jobs.create_table(columns => '{handler,priority,run_at}')");
+    app.sql(
+        r"INSERT INTO background_jobs (handler, priority, run_at)
+          SELECT h, p, r FROM unnest(ARRAY['plain', 'gänse', 'back\slash', 'quote''d', repeat('n', 63)]) h,
+                 unnest(ARRAY[-32768, -1, 0, 1, 32767]::smallint[]) p, unnest(ARRAY[NULL, 'infinity']::timestamptz[]) r",
+    );
+    let query = "SELECT count(*), count(*) FILTER (WHERE lane = background_jobs.lane_of(handler, priority, timing)),
+                        count(*) FILTER (WHERE row_tid IS NOT NULL) FROM background_jobs.queued_job";
+    let row = app.admin().query_one(query, &[]).unwrap();
+    let counts: [i64; 3] = std::array::from_fn(|column| row.get(column));
+    assert_eq!(counts, [50; 3], "all, in their lane, without SQL");
+}

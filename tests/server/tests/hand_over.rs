@@ -3,7 +3,7 @@
 
 use server_tests::postgres::Client;
 use server_tests::wait::yes;
-use server_tests::{App, Builder, Cluster, Group, Uuid, json};
+use server_tests::{App, Builder, Cluster, Group, Uuid, json, naps};
 use std::time::{Duration, Instant};
 
 fn lazy() -> Builder {
@@ -324,4 +324,25 @@ fn a_priority_that_an_older_snapshot_saw_is_not_used_by_later_transactions() {
     app.sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM background_jobs");
     other.batch_execute(PRIOR).unwrap();
     assert_eq!(priority_of_next(&mut app, &format!("{SUBMIT_PRIOR}; COMMIT")), 5);
+}
+
+/// Anybody may try to drop what is not there, as often as they like. A drop that finds something is told.
+#[test]
+fn a_drop_that_finds_nothing_wakes_no_dispatcher() {
+    let mut app = scene("nothing_dropped");
+    let dispatcher = app.pids("dispatcher");
+    let mut naps_of_twenty = |statement: &str| {
+        app.wait_asleep(&dispatcher);
+        let before = naps(dispatcher[0]);
+        for _ in 0..20 {
+            app.sql(statement);
+            app.wait_asleep(&dispatcher);
+        }
+        naps(dispatcher[0]) - before
+    };
+    let told = naps_of_twenty("CREATE TABLE there (); DROP TABLE there");
+    assert!(told >= 20, "{told} naps");
+    // It may wake for another reason in between, but not for each of them.
+    let untold = naps_of_twenty("DROP TABLE IF EXISTS nowhere");
+    assert!(untold < 10, "{untold} naps");
 }

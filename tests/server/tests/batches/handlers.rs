@@ -106,7 +106,7 @@ fn a_handler_that_has_ended_its_executor_is_not_handed_out_behind_others() {
 #[test]
 fn jobs_of_a_batch_hand_their_keys_to_their_successors() {
     let _alone = alone();
-    let mut app = SHARED.app("heirs");
+    let mut app = SHARED.app("successors");
     app.handler(
         "noted",
         "PERFORM note();

@@ -10,26 +10,25 @@ use crate::job::{JobId, JobRef};
 use crate::pg::clock::Timestamp;
 use crate::pg::role::bookkeeping;
 use crate::pg::spi;
-use crate::pg::xact::End;
 use crate::running;
 use std::cell::RefCell;
 
 /// A job that is to get the key of `of`. Its submission may have been rolled back since.
-struct Heir {
+struct Successor {
     of: JobRef,
     key: String,
     job: JobRef,
     enqueued_at: Timestamp,
 }
 
-impl Heir {
+impl Successor {
     fn is_queued(&self) -> bool {
         catalog::find(self.job).is_some_and(|queued| queued.enqueued_at == self.enqueued_at)
     }
 }
 
 thread_local! {
-    static HEIRS: RefCell<Vec<Heir>> = const { RefCell::new(Vec::new()) };
+    static SUCCESSORS: RefCell<Vec<Successor>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Who has a key.
@@ -46,31 +45,32 @@ pub fn holder(of: u32, key: &str) -> Holder {
     let running = running::job().map(|current| current.assignment.job());
     let running = running.filter(|job| job.table == of && found == Some(job.id));
     let Some(predecessor) = running else { return Holder { job: found, running } };
-    let job = HEIRS.with_borrow(|heirs| {
-        let heir = |heir: &&Heir| heir.of == predecessor && heir.key == key && heir.is_queued();
-        heirs.iter().rfind(heir).map(|heir| heir.job.id)
+    let job = SUCCESSORS.with_borrow(|noted| {
+        let successor =
+            |successor: &&Successor| successor.of == predecessor && successor.key == key && successor.is_queued();
+        noted.iter().rfind(successor).map(|successor| successor.job.id)
     });
     Holder { job, running }
 }
 
 /// The job, which was queued without the key, is to get it when `of` is finished.
 pub fn note(of: JobRef, key: String, job: JobRef, enqueued_at: Timestamp) {
-    HEIRS.with_borrow_mut(|heirs| heirs.push(Heir { of, key, job, enqueued_at }));
+    SUCCESSORS.with_borrow_mut(|noted| noted.push(Successor { of, key, job, enqueued_at }));
 }
 
 /// The job has left the queue.
 pub fn hand_over(of: JobRef) {
-    if HEIRS.with_borrow(Vec::is_empty) {
+    if SUCCESSORS.with_borrow(Vec::is_empty) {
         return;
     }
-    HEIRS.with_borrow(|heirs| {
-        for heir in heirs.iter().filter(|heir| heir.of == of) {
-            bookkeeping(|| spi::connect(|| catalog::give_key(heir.job, heir.enqueued_at, &heir.key)));
+    SUCCESSORS.with_borrow(|noted| {
+        for successor in noted.iter().filter(|successor| successor.of == of) {
+            bookkeeping(|| spi::connect(|| catalog::give_key(successor.job, successor.enqueued_at, &successor.key)));
         }
     });
 }
 
-/// At the end of a transaction.
-pub fn forget(_: End) {
-    let _ = HEIRS.try_with(|heirs| heirs.try_borrow_mut().map(|mut heirs| heirs.clear()));
+/// At the end of a transaction; never fails.
+pub fn forget() {
+    let _ = SUCCESSORS.try_with(|noted| noted.try_borrow_mut().map(|mut noted| noted.clear()));
 }
