@@ -10,7 +10,7 @@ sql_functions! {
     background_jobs_detach, pg_finfo_background_jobs_detach => api::tables::detach;
     background_jobs_register_handler, pg_finfo_background_jobs_register_handler => api::handlers::register_handler;
     background_jobs_unregister_handler, pg_finfo_background_jobs_unregister_handler => api::handlers::unregister_handler;
-    background_jobs_enqueue, pg_finfo_background_jobs_enqueue => api::jobs::enqueue;
+    background_jobs_enqueue, pg_finfo_background_jobs_enqueue => api::enqueue::enqueue;
     background_jobs_cancel, pg_finfo_background_jobs_cancel => api::jobs::cancel;
     background_jobs_retry, pg_finfo_background_jobs_retry => api::jobs::retry;
     background_jobs_run_now, pg_finfo_background_jobs_run_now => api::jobs::run_now;

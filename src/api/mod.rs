@@ -1,5 +1,6 @@
 //! The SQL functions, thin: they check their caller and their arguments, and leave the rest to the modules below.
 
+pub mod enqueue;
 pub mod handlers;
 pub mod inside;
 pub mod jobs;
