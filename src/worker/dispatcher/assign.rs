@@ -4,14 +4,13 @@
 //! handler that is known to be short may wait behind others in an executor's mailbox, any other job needs an executor that is
 //! idle.
 
-use super::turns::{Mailbox, Owner, Terms};
+use super::turns::{Mailbox, Owner, Room, Terms};
 use super::{Claimed, Dispatcher};
 use crate::handler;
 use crate::job::{JobRef, LaneKey, Timing, Waiting};
 use crate::protocol;
 use crate::shmem::{self, Assignment};
 use std::collections::HashSet;
-use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 /// Jobs that are handed out before the dispatcher looks around again. Executors may be as quick as it is, and then it would never come
@@ -94,11 +93,15 @@ impl Dispatcher {
         let key = &turn.lane.key;
         let terms = turn.terms.or_else(|| self.terms(key));
         turn.terms = terms;
-        let Some(terms) = terms.filter(|terms| self.may_run(key, terms, &mut owner.at_limit)) else {
-            owner.turns.pass(false);
-            return Some(Handed::Nothing);
+        let room = terms.map(|terms| (terms, owner.mailboxes.room(key, &terms, || self.holders(key))));
+        let (terms, mailbox) = match room {
+            Some((terms, Room::Mailbox(mailbox))) => (terms, mailbox),
+            Some((_, Room::None)) => return Some(Handed::NoRoom),
+            None | Some((_, Room::AtLimit)) => {
+                owner.turns.pass(false);
+                return Some(Handed::Nothing);
+            }
         };
-        let Some(mailbox) = owner.mailboxes.free(terms.depth) else { return Some(Handed::NoRoom) };
         let suspect = key.timing == Timing::Quarantine;
         let number = mailbox.slot.handed();
         if suspect && !shmem::header().reserve_suspect(mailbox.executor, number) {
@@ -108,12 +111,14 @@ impl Dispatcher {
         let waiting = turn.lane.take()?;
         self.turns += 1;
         turn.lane.turn = self.turns;
-        let handed = self.hand(&turn.lane.key, &waiting, &terms, mailbox);
+        let (executor, handed) = (mailbox.executor, self.hand(&turn.lane.key, &waiting, &terms, mailbox));
         if suspect && handed != Handed::Job {
-            shmem::header().release_suspect(mailbox.executor, number);
+            shmem::header().release_suspect(executor, number);
         }
-        if handed == Handed::NoRoom {
-            turn.lane.untake(waiting);
+        match handed {
+            Handed::Job => owner.mailboxes.hold(&turn.lane.key, executor),
+            Handed::NoRoom => turn.lane.untake(waiting),
+            Handed::Nothing => {}
         }
         owner.turns.pass(true);
         Some(handed)
@@ -157,18 +162,9 @@ impl Dispatcher {
         })
     }
 
-    /// Is the handler below its own limit of concurrent jobs?
-    fn may_run(&self, key: &LaneKey, terms: &Terms, at_limit: &mut HashSet<(u32, Rc<str>)>) -> bool {
-        let Some(limit) = terms.concurrency else { return true };
-        let handler = (key.table, key.handler.clone());
-        if at_limit.contains(&handler) {
-            return false;
-        }
+    /// The executors that hold jobs of the lane's handler.
+    fn holders(&self, key: &LaneKey) -> HashSet<usize> {
         let ours = |claimed: &&Claimed| claimed.lane.table == key.table && claimed.lane.handler == key.handler;
-        let below = (self.claims.values().filter(ours).count() as i64) < i64::from(limit);
-        if !below {
-            at_limit.insert(handler);
-        }
-        below
+        self.claims.values().filter(ours).map(|claimed| claimed.executor).collect()
     }
 }

@@ -40,19 +40,57 @@ pub struct Mailbox {
 }
 
 /// Those of one owner's executors.
-pub struct Mailboxes(Vec<Mailbox>);
+pub struct Mailboxes {
+    all: Vec<Mailbox>,
+    /// The executors that hold jobs of the handlers that have a limit, of those that were asked for. An executor runs one job at a time,
+    /// so a handler runs as often at once as there are executors that hold its jobs, however many they hold.
+    holders: HashMap<(u32, Rc<str>), HashSet<usize>>,
+}
+
+/// Where the next job of a lane may go.
+pub enum Room<'a> {
+    Mailbox(&'a mut Mailbox),
+    /// No executor has room for it.
+    None,
+    /// Nor would another one be of use: the handler is at its limit.
+    AtLimit,
+}
 
 impl Mailboxes {
-    /// The one that has most room for one more job, which may wait behind `depth` others.
-    pub fn free(&mut self, depth: usize) -> Option<&mut Mailbox> {
-        self.0
-            .iter_mut()
-            .filter(|mailbox| mailbox.slot.room() > 0)
-            .map(|mailbox| (mailbox.slot.outstanding(), mailbox))
-            .filter(|(waiting, mailbox)| *waiting == 0 || (*waiting < depth && mailbox.is_shortly_free))
-            .min_by_key(|(waiting, _)| *waiting)
-            .map(|(_, mailbox)| mailbox)
+    /// For the next job of the lane; `holders` tells which executors hold jobs of its handler.
+    pub fn room(&mut self, key: &LaneKey, terms: &Terms, holders: impl FnOnce() -> HashSet<usize>) -> Room<'_> {
+        let Some(limit) = terms.concurrency else { return self.free(terms.depth).map_or(Room::None, Room::Mailbox) };
+        let holders = self.holders.entry((key.table, key.handler.clone())).or_insert_with(holders);
+        let at_limit = holders.len() as i64 >= i64::from(limit);
+        match most_room(&mut self.all, terms.depth, |executor| !at_limit || holders.contains(&executor)) {
+            Some(mailbox) => Room::Mailbox(mailbox),
+            None if at_limit => Room::AtLimit,
+            None => Room::None,
+        }
     }
+
+    /// For a job of a handler without a limit, which may wait behind `depth` others.
+    pub fn free(&mut self, depth: usize) -> Option<&mut Mailbox> {
+        most_room(&mut self.all, depth, |_| true)
+    }
+
+    /// That executor was handed a job of the lane.
+    pub fn hold(&mut self, key: &LaneKey, executor: usize) {
+        if let Some(holders) = self.holders.get_mut(&(key.table, key.handler.clone())) {
+            holders.insert(executor);
+        }
+    }
+}
+
+/// The one of these executors' that has most room for one more job, which may wait behind `depth` others.
+fn most_room(mailboxes: &mut [Mailbox], depth: usize, of: impl Fn(usize) -> bool) -> Option<&mut Mailbox> {
+    mailboxes
+        .iter_mut()
+        .filter(|mailbox| of(mailbox.executor) && mailbox.slot.room() > 0)
+        .map(|mailbox| (mailbox.slot.outstanding(), mailbox))
+        .filter(|(waiting, mailbox)| *waiting == 0 || (*waiting < depth && mailbox.is_shortly_free))
+        .min_by_key(|(waiting, _)| *waiting)
+        .map(|(_, mailbox)| mailbox)
 }
 
 /// The lanes of one owner that have a job which is due.
@@ -91,8 +129,6 @@ impl<'a> Turns<'a> {
 pub struct Owner<'a> {
     pub mailboxes: Mailboxes,
     pub turns: Turns<'a>,
-    /// Handlers that are at their limit, which they are until this view ends: their other lanes need no count of their own.
-    pub at_limit: HashSet<(u32, Rc<str>)>,
 }
 
 impl Dispatcher {
@@ -105,21 +141,20 @@ impl Dispatcher {
                 continue;
             }
             let Some(table) = self.tables.get(&lane.key.table).filter(|table| table.runnable) else { continue };
-            let new =
-                || Owner { mailboxes: self.mailboxes(table.owner), turns: Turns::default(), at_limit: HashSet::new() };
+            let new = || Owner { mailboxes: self.mailboxes(table.owner), turns: Turns::default() };
             owners.entry(table.owner).or_insert_with(new).turns.add(lane);
         }
         owners
     }
 
     pub fn mailboxes(&self, owner: u32) -> Mailboxes {
-        let mailboxes = shmem::executors()
+        let all = shmem::executors()
             .iter()
             .enumerate()
             .filter(|(_, slot)| slot.state() == SlotState::Ready && slot.belongs_to(self.database, owner))
             .map(|(executor, slot)| Mailbox { executor, slot, is_shortly_free: self.is_shortly_free(slot) })
             .collect();
-        Mailboxes(mailboxes)
+        Mailboxes { all, holders: HashMap::new() }
     }
 
     /// The first one tells: a job that is not short has had the mailbox for itself.

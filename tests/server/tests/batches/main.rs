@@ -8,6 +8,7 @@ mod clients;
 mod commits;
 mod handlers;
 mod indexes;
+mod limits;
 mod places;
 mod results;
 mod scene;
