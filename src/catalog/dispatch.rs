@@ -2,8 +2,6 @@
 
 use super::*;
 
-pub const NO_LIMIT: usize = i64::MAX as usize;
-
 /// Something that was found in a gap.
 pub struct Found {
     /// Which gap, counted from 0.

@@ -30,7 +30,19 @@ pub struct Lane {
     pub blocked_until: Option<Instant>,
     /// Rises with every job taken, so that lanes can take turns.
     pub turn: u64,
+    /// How far it is looked through once more.
     pub(super) rescan: Rescan,
+    /// What was asked for, and is done when its turn comes (`renew`).
+    asked: Option<Renewal>,
+}
+
+/// What is to be read anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Renewal {
+    /// What waits in the window: some of it may have been withdrawn, or submitted anew under the same id.
+    Window,
+    /// All of it: somebody may not have told of a job.
+    Lane,
 }
 
 pub(super) fn just_before(run_at: Timestamp) -> Position {
@@ -50,6 +62,7 @@ impl Lane {
             blocked_until: None,
             turn: 0,
             rescan: Rescan::default(),
+            asked: None,
         }
     }
 
@@ -89,22 +102,25 @@ impl Lane {
         next
     }
 
-    /// Reads again what waits in the window: some of it may have been withdrawn, or submitted anew under the same id.
-    pub fn reread(&mut self) {
+    /// Asks for something to be read anew. False: something was asked for already.
+    pub fn ask(&mut self, what: Renewal) -> bool {
+        let first = self.asked.is_none();
+        self.asked = self.asked.max(Some(what));
+        first
+    }
+
+    /// Has what was asked for read anew by the next `fill`. True: what was read before is to be looked through, piece by piece
+    /// (`rescan_on`).
+    pub fn renew(&mut self) -> bool {
         if let Some(first) = self.ready.front() {
             // All before it was read, and may be dead by now.
             self.position = (first.run_at, first.enqueued_at.saturating_sub(1));
             self.ready.clear();
             self.more = true;
         }
-    }
-
-    /// Somebody may not have told of a job: reads on, and looks through what was read already, piece by piece (`rescan_on`). False: that
-    /// is under way.
-    pub fn rescan(&mut self) -> bool {
-        self.reread();
-        self.more = true;
-        self.rescan.ask(self.position)
+        let all = self.asked.take() == Some(Renewal::Lane);
+        self.more |= all;
+        all && self.rescan.ask(self.position)
     }
 
     pub fn is_rescanned(&self) -> bool {
@@ -139,7 +155,11 @@ impl Lane {
 
     /// Nothing waits here, as far as is known.
     pub fn is_empty(&self) -> bool {
-        self.ready.is_empty() && !self.is_low() && self.next_due.is_none() && !self.is_rescanned()
+        self.ready.is_empty()
+            && !self.is_low()
+            && self.next_due.is_none()
+            && !self.is_rescanned()
+            && self.asked.is_none()
     }
 
     pub fn is_blocked(&self) -> bool {

@@ -1,6 +1,6 @@
 //! What the dispatcher learns: notes of what was committed, and what it reads of the queue because of them, or at a poll.
 
-use super::lane::Lane;
+use super::lane::{Lane, Renewal};
 use super::{Dispatcher, HOUSEKEEPING, Table};
 use crate::catalog::{self, Handler};
 use crate::gucs;
@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 /// Lanes beyond which the empty ones are forgotten.
 const LANES: usize = 1000;
 
-/// A client that commits one prepared transaction after another must not make us poll all the time.
+/// Clients that commit one prepared transaction after another, or cancel one job after another, must not make us read the queue all the
+/// time.
 const PACE: Duration = Duration::from_millis(50);
 
 /// What others have told, taken before the snapshot in which it is looked for.
@@ -48,10 +49,17 @@ impl Dispatcher {
         self.slot.must_poll().then(|| PACE.saturating_sub(self.last_poll.elapsed()))
     }
 
+    /// How long until the windows are read anew, if something was withdrawn since they were read.
+    pub fn renewal_due_in(&self) -> Option<Duration> {
+        self.windows_are_stale.then(|| PACE.saturating_sub(self.last_renewal.elapsed()))
+    }
+
     /// Is there a lane to be read on, or one where something has become due?
     fn lanes_want_a_look(&self) -> bool {
         let now = shmem::monotone_now();
-        self.rescan_due_in().is_some_and(|wait| wait.is_zero())
+        !self.search.is_over()
+            || self.rescan_due_in().is_some_and(|wait| wait.is_zero())
+            || self.renewal_due_in().is_some_and(|wait| wait.is_zero())
             || self.lanes.values().any(|lane| lane.is_low() || lane.due_in(now).is_some_and(|wait| wait.is_zero()))
     }
 
@@ -109,7 +117,6 @@ impl Dispatcher {
         }
         let (poll, version) = (news.poll, news.handlers_version);
         let handlers_changed = self.handlers_version != Some(version);
-        let first = self.handlers_version.is_none();
         let mut new = Vec::new();
         if poll || handlers_changed {
             self.restoring = database::is_being_restored();
@@ -119,13 +126,10 @@ impl Dispatcher {
         }
         let notes = news.notes;
         if poll || notes.is_none() {
-            self.rescan(|_| true);
+            self.renew(Renewal::Lane, |_| true);
             self.discover(None);
         } else if !new.is_empty() {
             self.discover(Some(&new));
-        }
-        if first {
-            self.lanes.keys().for_each(|lane| self.forget_clock(lane));
         }
         for note in notes.unwrap_or_default() {
             self.note(note.lane(), note.run_at);
@@ -141,7 +145,12 @@ impl Dispatcher {
         }
         if poll || news.withdrawn {
             self.verify_claims();
-            self.lanes.values_mut().for_each(Lane::reread);
+        }
+        // That can wait: what was withdrawn from a window is found out before it is run. A poll has read all anew.
+        self.windows_are_stale = !poll && (self.windows_are_stale || news.withdrawn);
+        if self.renewal_due_in().is_some_and(|wait| wait.is_zero()) {
+            (self.windows_are_stale, self.last_renewal) = (false, Instant::now());
+            self.renew(Renewal::Window, |lane| lane.first().is_some());
         }
         if poll {
             let soon = Duration::from_millis(if self.undecided { 100 } else { u64::MAX });
@@ -156,6 +165,7 @@ impl Dispatcher {
         // Empty ones are kept for the place that they remember, unless there are very many.
         if self.lanes.len() > LANES {
             self.lanes.retain(|_, lane| !lane.is_empty());
+            self.lanes.shrink_to(2 * self.lanes.len());
         }
         for (table, name) in std::mem::take(&mut self.unhandled) {
             self.complain_unhandled(table, &name);
@@ -202,7 +212,7 @@ impl Dispatcher {
 
     /// A delay that was written down while the clock was ahead is as long as it was meant to be only as long as the server knows of
     /// that, which ends when it does. From then on no delay is longer than the longest there is.
-    fn forget_clock(&self, lane: &LaneKey) {
+    pub fn forget_clock(&self, lane: &LaneKey) {
         let longest = match lane.timing {
             Timing::Immediate | Timing::Scheduled => return,
             Timing::Quarantine => gucs::crash_quarantine(),

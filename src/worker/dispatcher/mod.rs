@@ -29,6 +29,7 @@ use debts::Debts;
 use lane::Lane;
 use pgrx::pg_sys::Oid;
 use roster::Roster;
+use search::Search;
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
@@ -82,6 +83,10 @@ pub struct Dispatcher {
     next_poll: Instant,
     last_poll: Instant,
     next_housekeeping: Instant,
+    search: Search,
+    /// Something was withdrawn that may wait in a window.
+    windows_are_stale: bool,
+    last_renewal: Instant,
     /// Lanes in which what was read already is looked through once more, in their turn.
     to_rescan: VecDeque<LaneKey>,
     next_rescan: Instant,
@@ -166,6 +171,9 @@ impl Dispatcher {
             next_poll: now,
             last_poll: now,
             next_housekeeping: now,
+            search: Search::default(),
+            windows_are_stale: false,
+            last_renewal: now,
             to_rescan: VecDeque::new(),
             next_rescan: now,
             unhandled: Vec::new(),
@@ -238,6 +246,7 @@ impl Dispatcher {
             && self.restarts.is_empty()
             && self.uncharged.is_empty()
             && self.debts.is_empty()
+            && self.search.is_over()
             && self.lanes.values().all(|lane| lane.first().is_none())
     }
 

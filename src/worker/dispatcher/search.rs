@@ -1,26 +1,48 @@
 //! What the dispatcher reads of the lanes: the jobs that come next, the lanes that it does not know yet, and what nobody has told it of.
 //!
 //! While somebody's old snapshot lasts, the index has a dead entry for each job that has passed, and a look at millions of them takes
-//! seconds. So nothing here looks at all of them at once: lanes are looked for in the gaps between those that are known, and a lane
-//! is looked through in pieces.
+//! seconds; and anybody who may INSERT can make as many lanes as there are priorities. So nothing here looks at all of either at once:
+//! lanes are looked for in the gaps between those that are known, a lane is looked through in pieces, and what there is to do for many
+//! lanes or gaps is done a slice at a time, between which jobs are handed out.
 
 use super::Dispatcher;
-use super::lane::Lane;
-use crate::catalog::{self, NO_LIMIT};
+use super::lane::{Lane, Renewal};
+use crate::catalog;
 use crate::gaps::{self, Gap, Step};
 use crate::job::{JobRef, LaneKey, Waiting, of_lane_number};
 use crate::protocol::{self, Reading};
 use crate::shmem;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// How long what was read already is looked through at a time; then that waits for three times as long as it took.
-const RESCAN: Duration = Duration::from_millis(1);
+/// How long is worked at a time at what may be much: a slice.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// Gaps that one statement looks into, and lanes that it may find.
+const GAPS: usize = 100;
+
+/// What is still to be looked for, without which nothing counts as read.
+#[derive(Default)]
+pub struct Search {
+    /// Lanes of which something is to be read anew.
+    lanes: VecDeque<LaneKey>,
+    /// Gaps in which a handler may have lanes that are not known.
+    gaps: VecDeque<(Gap, Rc<str>)>,
+    /// The gaps of all handlers were asked for once more before these were through.
+    again: bool,
+}
+
+impl Search {
+    pub fn is_over(&self) -> bool {
+        self.lanes.is_empty() && self.gaps.is_empty()
+    }
+}
 
 impl Dispatcher {
-    /// Fills the lanes' windows, and looks on through what was read already where that is to be done.
+    /// Goes on with the search, fills the lanes' windows, and looks on through what was read already where that is to be done.
     pub fn read_lanes(&mut self) {
+        self.search_gaps();
         let monotone_now = shmem::monotone_now();
         let (claims, uncharged, debts, skipped) = (&self.claims, &self.uncharged, &self.debts, &mut self.skipped);
         let mut claimed = |key: &LaneKey, waiting: &Waiting| {
@@ -34,9 +56,21 @@ impl Dispatcher {
             reading != Reading::Keep || uncharged.contains(job) || debts.hold(job)
         };
         let begun = Instant::now();
+        while begun.elapsed() < SLICE
+            && let Some(key) = self.search.lanes.front()
+        {
+            if let Some(lane) = self.lanes.get_mut(key) {
+                let is_asked = lane.renew();
+                if lane.fill(monotone_now, &mut claimed) || is_asked {
+                    self.to_rescan.push_back(key.clone());
+                }
+            }
+            self.search.lanes.pop_front();
+        }
+        let begun = Instant::now();
         if begun >= self.next_rescan {
             // A lane leaves the front when it is done, and not before: a statement that fails must not lose it.
-            while begun.elapsed() < RESCAN
+            while begun.elapsed() < SLICE
                 && let Some(key) = self.to_rescan.front()
             {
                 let mut lane = self.lanes.get_mut(key);
@@ -50,6 +84,7 @@ impl Dispatcher {
                     self.to_rescan.push_back(key);
                 }
             }
+            // It is for what nobody has told of, and can wait.
             self.next_rescan = Instant::now() + 3 * begun.elapsed();
         }
         for lane in self.lanes.values_mut() {
@@ -59,11 +94,11 @@ impl Dispatcher {
         }
     }
 
-    /// Has these lanes looked through once more, besides what comes next in them.
-    pub fn rescan(&mut self, concerned: impl Fn(&LaneKey) -> bool) {
-        for lane in self.lanes.values_mut().filter(|lane| concerned(&lane.key)) {
-            if lane.rescan() {
-                self.to_rescan.push_back(lane.key.clone());
+    /// Has something of these lanes read anew.
+    pub fn renew(&mut self, what: Renewal, concerned: impl Fn(&Lane) -> bool) {
+        for lane in self.lanes.values_mut().filter(|lane| concerned(lane)) {
+            if lane.ask(what) {
+                self.search.lanes.push_back(lane.key.clone());
             }
         }
     }
@@ -73,27 +108,60 @@ impl Dispatcher {
         (!self.to_rescan.is_empty()).then(|| self.next_rescan.saturating_duration_since(Instant::now()))
     }
 
-    /// Looks for lanes of all handlers, or of these.
+    /// Has lanes of all handlers looked for, or of these.
     pub fn discover(&mut self, only: Option<&[(u32, Rc<str>)]>) {
+        if only.is_none() && !self.search.gaps.is_empty() {
+            // What is under way is not thrown back, or it might never come to its end.
+            self.search.again = true;
+            return;
+        }
         let mut known: HashMap<_, Vec<_>> = HashMap::new();
         for lane in self.lanes.values() {
             let of_handler = (lane.key.table, lane.key.handler.clone());
             known.entry(of_handler).or_default().push(lane.number..=lane.number);
         }
-        let (mut gaps, mut owners) = (Vec::new(), Vec::new());
         let names: Vec<_> = only.map_or_else(|| self.handlers.keys().cloned().collect(), <[_]>::to_vec);
         for name in names {
             let Some(handler) = self.handlers.get(&name) else { continue };
             let known = known.remove(&name).unwrap_or_default();
-            let between = gaps::between(gaps::of_handler(handler.lanes), known).into_iter();
-            gaps.extend(between.map(|lanes| Gap { table: handler.table, lanes }));
-            owners.resize(gaps.len(), name);
+            let gaps = gaps::between(gaps::of_handler(handler.lanes), known);
+            let gaps = gaps.into_iter().map(|lanes| (Gap { table: handler.table, lanes }, name.1.clone()));
+            self.search.gaps.extend(gaps);
         }
-        for found in catalog::in_gaps(&gaps, Step::Lane, NO_LIMIT) {
-            let Some((table, handler)) = owners.get(found.gap).cloned() else { continue };
-            let (priority, timing) = of_lane_number(found.lane);
-            let key = LaneKey { table, handler, priority, timing };
-            self.lanes.entry(key).or_insert_with_key(|key| Lane::new(key.clone(), found.lane));
+    }
+
+    /// Looks into the gaps, for as long as a slice lasts.
+    fn search_gaps(&mut self) {
+        let begun = Instant::now();
+        while begun.elapsed() < SLICE && !self.search.gaps.is_empty() {
+            let part: Vec<Gap> = self.search.gaps.iter().take(GAPS).map(|(gap, _)| gap.clone()).collect();
+            let found = catalog::in_gaps(&part, Step::Lane, GAPS);
+            let last = found.last().filter(|_| found.len() == GAPS).map(|last| (last.gap, last.lane));
+            for found in found {
+                self.add_lane(part[found.gap].table, self.search.gaps[found.gap].1.clone(), found.lane);
+            }
+            self.search.gaps.drain(..last.map_or(part.len(), |(gap, _)| gap));
+            // There may be more in the gap of the last one.
+            if let Some((_, lane)) = last
+                && let Some((gap, _)) = self.search.gaps.front_mut()
+            {
+                gap.lanes = lane.saturating_add(1)..=*gap.lanes.end();
+            }
+        }
+        if self.search.gaps.is_empty() && std::mem::take(&mut self.search.again) {
+            self.discover(None);
+        }
+    }
+
+    fn add_lane(&mut self, table: u32, handler: Rc<str>, number: i64) {
+        if !self.handlers.contains_key(&(table, handler.clone())) {
+            return;
+        }
+        let (priority, timing) = of_lane_number(number);
+        let key = LaneKey { table, handler, priority, timing };
+        if !self.lanes.contains_key(&key) {
+            self.forget_clock(&key);
+            self.lanes.insert(key.clone(), Lane::new(key, number));
         }
     }
 }

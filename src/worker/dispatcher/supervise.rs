@@ -1,5 +1,6 @@
 //! Watching over what was handed out: how it ended, what must be interrupted, what a dead executor left behind.
 
+use super::lane::Renewal;
 use super::pace::{BUSY, busy_for};
 use super::{Claimed, Dispatcher};
 use crate::catalog;
@@ -76,7 +77,8 @@ impl Dispatcher {
         let Some(claimed) = self.forget(assignment, executor) else { return };
         if assignment.action == Action::Restart {
             // Its lane may have passed by the job meanwhile.
-            self.rescan(|key| (key.table, &key.handler) == (claimed.lane.table, &claimed.lane.handler));
+            let (table, handler) = (claimed.lane.table, &claimed.lane.handler);
+            self.renew(Renewal::Lane, |lane| lane.key.table == table && lane.key.handler == *handler);
         }
         if run_us == REFUSED {
             return self.refused(claimed.lane, assignment.due_at);
@@ -265,6 +267,7 @@ impl Dispatcher {
         let mut soon = |wait: Duration| sleep = sleep.min(wait.max(Duration::from_millis(1)));
         self.lanes.values().filter_map(|lane| lane.due_in(monotone_now)).for_each(&mut soon);
         self.rescan_due_in().into_iter().for_each(&mut soon);
+        self.renewal_due_in().into_iter().for_each(&mut soon);
         self.roster.next_attempt().into_iter().for_each(&mut soon);
         self.poll_due_in().into_iter().for_each(&mut soon);
         self.debts.due_in().into_iter().for_each(&mut soon);
