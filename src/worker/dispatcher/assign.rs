@@ -38,7 +38,7 @@ impl Dispatcher {
             owners.retain(|oid, owner| {
                 let handed = self.hand_next(owner);
                 match handed {
-                    // A lane without a job that may run leaves the round: however many there are, it gets to the end of them.
+                    // A lane without a job that may run, or its handler, leaves the round: it gets to the end of them.
                     Some(Handed::Job) => left = left.saturating_sub(1),
                     Some(Handed::NoRoom) => hungry.push(*oid),
                     _ => {}
@@ -97,8 +97,13 @@ impl Dispatcher {
         let (terms, mailbox) = match room {
             Some((terms, Room::Mailbox(mailbox))) => (terms, mailbox),
             Some((_, Room::None)) => return Some(Handed::NoRoom),
-            None | Some((_, Room::AtLimit)) => {
+            // A suspect wants an executor for itself, where others of its handler may be content with less.
+            Some((_, Room::AtLimit)) if key.timing == Timing::Quarantine => {
                 owner.turns.pass(false);
+                return Some(Handed::Nothing);
+            }
+            None | Some((_, Room::AtLimit)) => {
+                owner.turns.pass_handler();
                 return Some(Handed::Nothing);
             }
         };

@@ -100,7 +100,7 @@ impl Dispatcher {
             Some(lane) => lane.accept(job),
             None => {
                 let number = handler.lane(&key);
-                self.lanes.insert(key.clone(), Lane::of(key, number, job));
+                self.lanes.insert(Lane::of(key, number, job));
                 true
             }
         }
@@ -140,7 +140,7 @@ impl Dispatcher {
             let known = self.tables.keys().copied().filter(|table| relation::owner(Oid::from(*table)).is_some());
             others = catalog::tables_but(known);
             if catalog::purge_dropped_tables(&others) > 0 {
-                self.lanes.retain(|key, _| relation::owner(Oid::from(key.table)).is_some());
+                self.lanes.retain_handlers(|(table, _)| relation::owner(Oid::from(*table)).is_some());
             }
         }
         if poll || news.withdrawn {
@@ -164,8 +164,7 @@ impl Dispatcher {
         self.read_lanes();
         // Empty ones are kept for the place that they remember, unless there are very many.
         if self.lanes.len() > LANES {
-            self.lanes.retain(|_, lane| !lane.is_empty());
-            self.lanes.shrink_to(2 * self.lanes.len());
+            self.lanes.retain(|lane| !lane.is_empty());
         }
         for (table, name) in std::mem::take(&mut self.unhandled) {
             self.complain_unhandled(table, &name);
@@ -182,9 +181,8 @@ impl Dispatcher {
         let handlers: HashMap<_, _> = catalog::handlers(None).into_iter().map(known).collect();
         let told = handlers != self.handlers && self.slot.retell_handlers(version);
         self.handlers_version = Some(if told { version + 1 } else { version });
-        let is_handled = |key: &LaneKey| handlers.contains_key(&(key.table, key.handler.clone()));
-        self.lanes.retain(|key, _| is_handled(key));
-        self.refusals.retain(|key, _| is_handled(key));
+        self.lanes.retain_handlers(|handler| handlers.contains_key(handler));
+        self.refusals.retain(|key, _| handlers.contains_key(&(key.table, key.handler.clone())));
         let before = std::mem::replace(&mut self.handlers, handlers);
         let is_new = |handler: &&(u32, Rc<str>)| !before.contains_key(*handler);
         let new: Vec<_> = self.handlers.keys().filter(is_new).cloned().collect();
@@ -206,7 +204,7 @@ impl Dispatcher {
             lane.note(run_at);
         } else {
             let number = handler.lane(&key);
-            self.lanes.insert(key.clone(), Lane::starting_at(key, number, run_at));
+            self.lanes.insert(Lane::starting_at(key, number, run_at));
         }
     }
 

@@ -1,5 +1,5 @@
 //! The dispatcher: one per database that has the extension, and the only scheduler there. It reads the queue lane by lane
-//! (`lane`, `reading`, `look`, `search`), hands due jobs to executors of their table's owner (`turns`, `assign`), starts and stops
+//! (`lane`, `lanes`, `reading`, `look`, `search`), hands due jobs to executors of their table's owner (`turns`, `assign`), starts and stops
 //! executors (`roster`), and interrupts, times out and rescues what they run (`supervise`, `debts`). It touches the extension's own
 //! tables only, never a user's, and runs no user code.
 
@@ -7,6 +7,7 @@ mod assign;
 mod complain;
 mod debts;
 mod lane;
+mod lanes;
 mod look;
 mod pace;
 mod reading;
@@ -27,6 +28,7 @@ use crate::worker::{DISPATCHER, Next, run};
 use complain::Complaints;
 use debts::Debts;
 use lane::Lane;
+use lanes::Lanes;
 use pgrx::pg_sys::Oid;
 use roster::Roster;
 use search::Search;
@@ -65,8 +67,8 @@ pub struct Dispatcher {
     handlers: HashMap<(u32, Rc<str>), Handler>,
     handlers_version: Option<u64>,
     tables: HashMap<u32, Table>,
-    lanes: HashMap<LaneKey, Lane>,
-    /// How long the lanes were left alone the last time that are refused, or share a table with one that is.
+    lanes: Lanes,
+    /// How long the lanes were left alone the last time that are refused, or share a table with one that is. No other lane is blocked.
     refusals: HashMap<LaneKey, Duration>,
     claims: HashMap<JobRef, Claimed>,
     /// Jobs that were submitted again while an earlier run of their id is still claimed.
@@ -158,7 +160,7 @@ impl Dispatcher {
             handlers: HashMap::new(),
             handlers_version: None,
             tables: HashMap::new(),
-            lanes: HashMap::new(),
+            lanes: Lanes::default(),
             refusals: HashMap::new(),
             claims: HashMap::new(),
             skipped: HashMap::new(),
@@ -199,7 +201,9 @@ impl Dispatcher {
         if !penalty.is_zero() {
             return Next::Sleep(Some(penalty));
         }
-        self.lanes.values_mut().for_each(Lane::unblock);
+        if !self.refusals.is_empty() {
+            self.lanes.values_mut().for_each(Lane::unblock);
+        }
         // News first, then the claims that have ended, then the snapshot. What the news is about is in the snapshot then, and
         // a job whose end is not in it is still claimed, or it would be handed out twice.
         let allowed = gucs::database_allowed(&self.name);

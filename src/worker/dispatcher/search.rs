@@ -7,6 +7,7 @@
 
 use super::Dispatcher;
 use super::lane::{Lane, Renewal};
+use super::lanes::OfHandler;
 use crate::catalog;
 use crate::gaps::{self, Gap, Step};
 use crate::job::{JobRef, LaneKey, Waiting, of_lane_number};
@@ -18,6 +19,9 @@ use std::time::{Duration, Instant};
 
 /// How long is worked at a time at what may be much: a slice.
 const SLICE: Duration = Duration::from_millis(1);
+
+/// A slice of the search is as long as all else that was done since the last one, but not longer than this.
+const LONGEST_SLICE: Duration = Duration::from_millis(20);
 
 /// Gaps that one statement looks into, and lanes that it may find.
 const GAPS: usize = 100;
@@ -31,9 +35,17 @@ pub struct Search {
     gaps: VecDeque<(Gap, Rc<str>)>,
     /// The gaps of all handlers were asked for once more before these were through.
     again: bool,
+    /// When the last slice ended, if that was not the end.
+    left_at: Option<Instant>,
 }
 
 impl Search {
+    /// When the slice that begins now ends.
+    fn slice_end(&self) -> Instant {
+        let all_else = self.left_at.map_or(Duration::ZERO, |left| left.elapsed());
+        Instant::now() + all_else.clamp(SLICE, LONGEST_SLICE)
+    }
+
     pub fn is_over(&self) -> bool {
         self.lanes.is_empty() && self.gaps.is_empty()
     }
@@ -42,7 +54,8 @@ impl Search {
 impl Dispatcher {
     /// Goes on with the search, fills the lanes' windows, and looks on through what was read already where that is to be done.
     pub fn read_lanes(&mut self) {
-        self.search_gaps();
+        let end = self.search.slice_end();
+        self.search_gaps(end);
         let monotone_now = shmem::monotone_now();
         let (claims, uncharged, debts, skipped) = (&self.claims, &self.uncharged, &self.debts, &mut self.skipped);
         let mut claimed = |key: &LaneKey, waiting: &Waiting| {
@@ -55,9 +68,8 @@ impl Dispatcher {
             }
             reading != Reading::Keep || uncharged.contains(job) || debts.hold(job)
         };
-        let begun = Instant::now();
-        while begun.elapsed() < SLICE
-            && let Some(key) = self.search.lanes.front()
+        while let Some(key) = self.search.lanes.front()
+            && Instant::now() < end
         {
             if let Some(lane) = self.lanes.get_mut(key) {
                 let is_asked = lane.renew();
@@ -67,6 +79,7 @@ impl Dispatcher {
             }
             self.search.lanes.pop_front();
         }
+        self.search.left_at = (!self.search.is_over()).then(Instant::now);
         let begun = Instant::now();
         if begun >= self.next_rescan {
             // A lane leaves the front when it is done, and not before: a statement that fails must not lose it.
@@ -115,11 +128,9 @@ impl Dispatcher {
             self.search.again = true;
             return;
         }
-        let mut known: HashMap<_, Vec<_>> = HashMap::new();
-        for lane in self.lanes.values() {
-            let of_handler = (lane.key.table, lane.key.handler.clone());
-            known.entry(of_handler).or_default().push(lane.number..=lane.number);
-        }
+        let numbers = |lanes: &OfHandler| lanes.values().map(|lane| lane.number..=lane.number).collect();
+        let mut known: HashMap<_, Vec<_>> =
+            self.lanes.of_handlers().map(|(handler, lanes)| (handler, numbers(lanes))).collect();
         let names: Vec<_> = only.map_or_else(|| self.handlers.keys().cloned().collect(), <[_]>::to_vec);
         for name in names {
             let Some(handler) = self.handlers.get(&name) else { continue };
@@ -130,10 +141,9 @@ impl Dispatcher {
         }
     }
 
-    /// Looks into the gaps, for as long as a slice lasts.
-    fn search_gaps(&mut self) {
-        let begun = Instant::now();
-        while begun.elapsed() < SLICE && !self.search.gaps.is_empty() {
+    /// Looks into the gaps.
+    fn search_gaps(&mut self, end: Instant) {
+        while !self.search.gaps.is_empty() && Instant::now() < end {
             let part: Vec<Gap> = self.search.gaps.iter().take(GAPS).map(|(gap, _)| gap.clone()).collect();
             let found = catalog::in_gaps(&part, Step::Lane, GAPS);
             let last = found.last().filter(|_| found.len() == GAPS).map(|last| (last.gap, last.lane));
@@ -159,9 +169,9 @@ impl Dispatcher {
         }
         let (priority, timing) = of_lane_number(number);
         let key = LaneKey { table, handler, priority, timing };
-        if !self.lanes.contains_key(&key) {
+        if self.lanes.get_mut(&key).is_none() {
             self.forget_clock(&key);
-            self.lanes.insert(key.clone(), Lane::new(key, number));
+            self.lanes.insert(Lane::new(key, number));
         }
     }
 }

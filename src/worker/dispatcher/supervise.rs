@@ -83,8 +83,11 @@ impl Dispatcher {
         if run_us == REFUSED {
             return self.refused(claimed.lane, assignment.due_at);
         }
-        if !self.refusals.is_empty() {
-            self.refusals.remove(&claimed.lane);
+        if !self.refusals.is_empty()
+            && self.refusals.remove(&claimed.lane).is_some()
+            && let Some(lane) = self.lanes.get_mut(&claimed.lane)
+        {
+            lane.blocked_until = None;
         }
         if assignment.action == Action::Run {
             self.roster.pace.note(&claimed.lane, run_us);
@@ -295,10 +298,9 @@ impl Dispatcher {
                 soon(timeout.saturating_sub(busy_for(slot)));
             }
         }
-        for lane in self.lanes.values() {
-            if let Some(until) = lane.blocked_until {
-                soon(until.saturating_duration_since(Instant::now()));
-            }
+        if !self.refusals.is_empty() {
+            let until = self.lanes.values().filter_map(|lane| lane.blocked_until);
+            until.map(|until| until.saturating_duration_since(Instant::now())).for_each(&mut soon);
         }
         sleep
     }

@@ -4,6 +4,7 @@
 //! next one, which whoever changed it asks for by waking the dispatcher.
 
 use super::lane::Lane;
+use super::lanes::Lanes;
 use super::pace::{BUSY, busy_for};
 use super::{Claimed, Dispatcher};
 use crate::job::{JobRef, LaneKey};
@@ -11,6 +12,7 @@ use crate::protocol;
 use crate::shmem::{self, ExecutorSlot, SlotState};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::iter::Peekable;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -29,6 +31,8 @@ pub struct Turn<'a> {
     pub lane: &'a mut Lane,
     /// Looked up when the turn comes.
     pub terms: Option<Terms>,
+    /// Its place in `Turns::handlers`.
+    handler: usize,
 }
 
 /// That of an executor of the owner's.
@@ -93,18 +97,40 @@ fn most_room(mailboxes: &mut [Mailbox], depth: usize, of: impl Fn(usize) -> bool
         .map(|(_, mailbox)| mailbox)
 }
 
+/// The lanes of a handler that may have their turn after those that have it now.
+struct Rest<'a> {
+    lanes: Peekable<Startable<'a>>,
+    /// How many have their turn now; all are of one priority.
+    present: usize,
+}
+
+/// Lanes of a handler that have a job which may start, lowest priority first.
+type Startable<'a> = Box<dyn Iterator<Item = &'a mut Lane> + 'a>;
+
 /// The lanes of one owner that have a job which is due.
 #[derive(Default)]
 pub struct Turns<'a> {
-    /// Lowest priority and oldest turn first; the last is the place in `lanes`.
+    /// Lowest priority and oldest turn first; the last is the place in `lanes`. Of each handler those of its lowest priority.
     order: BinaryHeap<Reverse<(i16, u64, usize)>>,
     lanes: Vec<Turn<'a>>,
+    handlers: Vec<Rest<'a>>,
 }
 
 impl<'a> Turns<'a> {
-    fn add(&mut self, lane: &'a mut Lane) {
-        self.order.push(Reverse((lane.key.priority, lane.turn, self.lanes.len())));
-        self.lanes.push(Turn { lane, terms: None });
+    fn add(&mut self, lanes: Peekable<Startable<'a>>) {
+        self.handlers.push(Rest { lanes, present: 0 });
+        self.fill(self.handlers.len() - 1);
+    }
+
+    /// It is the turn of the handler's next lanes.
+    fn fill(&mut self, handler: usize) {
+        let Some(Rest { lanes, present }) = self.handlers.get_mut(handler) else { return };
+        let Some(priority) = lanes.peek().map(|lane| lane.key.priority) else { return };
+        while let Some(lane) = lanes.next_if(|lane| lane.key.priority == priority) {
+            self.order.push(Reverse((priority, lane.turn, self.lanes.len())));
+            self.lanes.push(Turn { lane, terms: None, handler });
+            *present += 1;
+        }
     }
 
     /// Whose turn it is.
@@ -115,12 +141,22 @@ impl<'a> Turns<'a> {
 
     /// That lane has had its turn, or has no more of them for now.
     pub fn pass(&mut self, stays: bool) {
-        if let Some(Reverse((priority, _, index))) = self.order.pop()
-            && stays
-            && let Some(Turn { lane, .. }) = self.lanes.get(index)
-            && lane.first().is_some()
-        {
-            self.order.push(Reverse((priority, lane.turn, index)));
+        let Some(Reverse((priority, _, index))) = self.order.pop() else { return };
+        let Turn { lane, handler, .. } = &self.lanes[index];
+        if stays && lane.first().is_some() {
+            return self.order.push(Reverse((priority, lane.turn, index)));
+        }
+        let handler = *handler;
+        self.handlers[handler].present -= 1;
+        if self.handlers[handler].present == 0 {
+            self.fill(handler);
+        }
+    }
+
+    /// Nor has any other lane of its handler.
+    pub fn pass_handler(&mut self) {
+        if let Some(handler) = self.next().map(|turn| turn.handler) {
+            self.order.retain(|Reverse((_, _, index))| self.lanes[*index].handler != handler);
         }
     }
 }
@@ -133,16 +169,20 @@ pub struct Owner<'a> {
 
 impl Dispatcher {
     /// The owners of `lanes` that have something to hand out.
-    pub fn owners<'a>(&self, lanes: &'a mut HashMap<LaneKey, Lane>) -> BTreeMap<u32, Owner<'a>> {
+    pub fn owners<'a>(&self, lanes: &'a mut Lanes) -> BTreeMap<u32, Owner<'a>> {
         let no_suspect_runs = shmem::header().no_suspect_runs();
+        let may_start = move |lane: &Lane| {
+            lane.first().is_some() && !lane.is_blocked() && protocol::may_start(lane.key.timing, no_suspect_runs)
+        };
         let mut owners = BTreeMap::new();
-        for lane in lanes.values_mut() {
-            if lane.first().is_none() || lane.is_blocked() || !protocol::may_start(lane.key.timing, no_suspect_runs) {
-                continue;
+        for (table, lanes) in lanes.of_tables_mut() {
+            let Some(table) = self.tables.get(&table).filter(|table| table.runnable) else { continue };
+            let lanes: Startable = Box::new(lanes.values_mut().filter(move |lane| may_start(lane)));
+            let mut lanes = lanes.peekable();
+            if lanes.peek().is_some() {
+                let new = || Owner { mailboxes: self.mailboxes(table.owner), turns: Turns::default() };
+                owners.entry(table.owner).or_insert_with(new).turns.add(lanes);
             }
-            let Some(table) = self.tables.get(&lane.key.table).filter(|table| table.runnable) else { continue };
-            let new = || Owner { mailboxes: self.mailboxes(table.owner), turns: Turns::default() };
-            owners.entry(table.owner).or_insert_with(new).turns.add(lane);
         }
         owners
     }
