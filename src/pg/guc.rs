@@ -55,10 +55,14 @@ pub fn pinned<T>(f: impl FnOnce() -> T) -> T {
 /// They wait for nobody's lock for long, either: whoever holds a row of ours would stop them all.
 pub fn pin_session() {
     planner::own_statements_only();
-    // Their statements are all of a kind that no value changes the plan of.
-    for (name, value) in
-        PINNED.into_iter().chain([(c"lock_timeout", c"1s"), (c"plan_cache_mode", c"force_generic_plan")])
-    {
+    let more = [
+        (c"lock_timeout", c"1s"),
+        // Their statements are all of a kind that no value changes the plan of.
+        (c"plan_cache_mode", c"force_generic_plan"),
+        // The database may have another default.
+        (c"role", c"none"),
+    ];
+    for (name, value) in PINNED.into_iter().chain(more) {
         set(name, value, pg_sys::GucAction::GUC_ACTION_SET);
     }
 }

@@ -43,6 +43,20 @@ fn read_only_by_default_runs_jobs_as_ever_for_a_database_a_role_and_the_server()
 }
 
 #[test]
+fn a_role_that_the_database_sets_for_its_sessions_keeps_no_job_from_running() {
+    let mut app = SHARED.app("role");
+    app.handler("who", "RETURN to_jsonb(current_user);");
+    let database = ident(&app.database);
+    let mut admin = app.cluster.admin("postgres");
+    admin.batch_execute(&format!("CREATE ROLE of_database; ALTER DATABASE {database} SET role = of_database")).unwrap();
+    let query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'background_jobs%' AND datname = $1";
+    admin.query(query, &[&app.database]).unwrap();
+    let id = app.submit("who", json!({}));
+    assert_eq!(app.wait_final(id).result, Some(json!(app.role)));
+    admin.batch_execute(&format!("ALTER DATABASE {database} RESET role; DROP ROLE of_database")).unwrap();
+}
+
+#[test]
 fn serializable_by_default_completes_every_job_once() {
     let mut app = SHARED.app("serializable");
     for place in ["DATABASE", "ROLE"] {
