@@ -40,10 +40,9 @@ pub struct Search {
 }
 
 impl Search {
-    /// When the slice that begins now ends.
-    fn slice_end(&self) -> Instant {
-        let all_else = self.left_at.map_or(Duration::ZERO, |left| left.elapsed());
-        Instant::now() + all_else.clamp(SLICE, LONGEST_SLICE)
+    /// How long the slice is that begins now.
+    fn slice(&self) -> Duration {
+        self.left_at.map_or(Duration::ZERO, |left| left.elapsed()).clamp(SLICE, LONGEST_SLICE)
     }
 
     pub fn is_over(&self) -> bool {
@@ -54,8 +53,9 @@ impl Search {
 impl Dispatcher {
     /// Goes on with the search, fills the lanes' windows, and looks on through what was read already where that is to be done.
     pub fn read_lanes(&mut self) {
-        let end = self.search.slice_end();
-        self.search_gaps(end);
+        let (begun, slice) = (Instant::now(), self.search.slice());
+        // Half of it, or lanes that are known might never be read.
+        self.search_gaps(begun + slice / 2);
         let monotone_now = shmem::monotone_now();
         let (claims, uncharged, debts, skipped) = (&self.claims, &self.uncharged, &self.debts, &mut self.skipped);
         let mut claimed = |key: &LaneKey, waiting: &Waiting| {
@@ -69,7 +69,7 @@ impl Dispatcher {
             reading != Reading::Keep || uncharged.contains(job) || debts.hold(job)
         };
         while let Some(key) = self.search.lanes.front()
-            && Instant::now() < end
+            && begun.elapsed() < slice
         {
             if let Some(lane) = self.lanes.get_mut(key) {
                 let is_asked = lane.renew();
