@@ -163,7 +163,8 @@ pub fn withdraw(call: &Call) {
     }
 }
 
-fn take_out(job: JobRef) {
+/// Takes a job out of the queue, and has its run ended.
+pub fn take_out(job: JobRef) {
     if bookkeeping(|| spi::connect(|| catalog::withdraw(job))) {
         notes::note_withdrawn();
     }

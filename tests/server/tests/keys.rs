@@ -118,3 +118,28 @@ fn who_cancels_or_replaces_the_job_does_not_wait_for_its_handler() {
     assert!(matches!(&left[..], [(_, Some(key))] if key == "tick"), "{left:?}");
     assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs WHERE NOT cancelled", &[]), 1);
 }
+
+/// Nobody tells of a partition that is dropped.
+#[test]
+fn a_key_is_free_when_its_jobs_partition_is_gone() {
+    let mut app = SHARED.app_without_table("partition");
+    app.sql(
+        "CREATE TABLE background_jobs (id uuid NOT NULL, timestamp timestamptz NOT NULL, payload jsonb NOT NULL,
+            completed boolean NOT NULL, cancelled boolean NOT NULL, progress real NOT NULL, result jsonb,
+            PRIMARY KEY (id, timestamp)) PARTITION BY RANGE (timestamp);
+         CREATE TABLE rest PARTITION OF background_jobs DEFAULT;
+         SELECT background_jobs.attach('background_jobs')",
+    );
+    for mode in ["keep", "replace"] {
+        let enqueue = format!(
+            "SELECT background_jobs.enqueue('nobody', run_at => 'infinity', job_key => 'k', job_key_mode => '{mode}')"
+        );
+        let first: Uuid = app.one(&enqueue, &[]);
+        app.sql("ALTER TABLE background_jobs DETACH PARTITION rest");
+        app.sql("DROP TABLE rest; CREATE TABLE rest PARTITION OF background_jobs DEFAULT");
+        let next: Uuid = app.one(&enqueue, &[]);
+        assert_ne!(next, first, "{mode}");
+        assert_eq!(queued(&mut app), [(next, Some("k".to_owned()))], "{mode}");
+        app.sql("DELETE FROM background_jobs");
+    }
+}
