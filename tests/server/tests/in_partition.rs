@@ -205,3 +205,36 @@ fn rights_and_policies_are_those_of_the_table_and_not_of_the_partition() {
     );
     app.wait_true("SELECT EXISTS (SELECT FROM background_jobs.queue WHERE last_error ->> 'missing_since' IS NOT NULL)");
 }
+
+#[test]
+fn a_finished_row_where_the_job_was_does_not_hide_the_open_one_of_its_id() {
+    let mut app = app("hidden");
+    let id = Uuid::new_v4();
+    let insert = "INSERT INTO background_jobs (region, id, payload)
+        VALUES ($1, $2, jsonb_build_object('handler', $3::text, 'n', $1::text))";
+    app.execute(insert, &[&"north", &id, &"noted"]);
+    app.wait_true("SELECT completed FROM north");
+    app.execute(insert, &[&"south", &id, &"later"]);
+    let point = "UPDATE background_jobs.queued_job SET (row_partition, row_tid) = (SELECT tableoid, ctid FROM north)";
+    assert_eq!(app.admin().execute(point, &[]).unwrap(), 1);
+    app.handler("later", "PERFORM note(); RETURN payload -> 'n';");
+    app.wait_true("SELECT completed AND result = '\"south\"' FROM south");
+    assert_eq!(app.noted(id), 2);
+}
+
+#[test]
+fn jobs_of_a_partition_that_is_detached_and_attached_again_run_once() {
+    let mut app = app("detached");
+    submit(&mut app, "south", "later");
+    // Not the partition that has the rows, but the one that has it.
+    app.sql("ALTER TABLE background_jobs DETACH PARTITION south");
+    app.handler("later", "PERFORM note(); RETURN payload -> 'n';");
+    app.wait_true(&format!(
+        "SELECT count(*) = {JOBS} FROM background_jobs.queue WHERE last_error ->> 'missing_since' IS NOT NULL"
+    ));
+    app.sql("ALTER TABLE background_jobs ATTACH PARTITION south FOR VALUES IN ('south')");
+    app.sql("SELECT background_jobs.run_now(job_id) FROM background_jobs.queue");
+    wait_completed(&mut app, "south_itself", JOBS);
+    let most = "SELECT count(*) FROM (SELECT FROM ledger GROUP BY job HAVING count(*) > 1) twice";
+    assert_eq!(app.one::<i64>(most, &[]), 0);
+}
