@@ -37,6 +37,9 @@ CREATE TABLE background_jobs.queued_job (
     queue        text,
     job_key      text,
     last_error   jsonb,
+    -- the partition that row_tid is in, if it is in one. An OID that may be nobody's any more, so no regclass; and at the end, where a
+    -- row of a table without partitions has nothing of it
+    row_partition oid,
     -- the id first: it decides nearly every comparison by itself; no two rows are alike, so there is nothing to deduplicate
     PRIMARY KEY (job_id, job_table) WITH (deduplicate_items = off)
 ) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,

@@ -98,7 +98,7 @@ fn insert(submissions: Vec<Submission>, taken: Taken) {
             attempts: 0,
             max_attempts: new.max_attempts,
             tid,
-            row_tid: new.row_tid,
+            row: new.row,
         };
         notes::note_change(lane, new.run_at, Some(Submitted { waiting, owner: destination.owner }));
     }

@@ -24,6 +24,15 @@ pub struct JobRef {
 /// has looked.
 pub type Tid = u64;
 
+/// Where a job table has a row, or had it when somebody looked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RowPlace {
+    /// The partition that has it; 0: the table itself.
+    pub partition: u32,
+    pub tid: Tid,
+}
+
 /// What is kept of a job that waits in the queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Waiting {
@@ -39,7 +48,7 @@ pub struct Waiting {
     /// Of its row in the queue.
     pub tid: Tid,
     /// Of its row in the job table, at the submission.
-    pub row_tid: Tid,
+    pub row: RowPlace,
 }
 
 impl Waiting {

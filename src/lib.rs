@@ -48,8 +48,9 @@
 //! into the mailbox of an idle executor. The dispatcher ends that before it looks at anything, and books what was
 //! handed over (`Roster::book`), so that nothing is handed out twice.
 //!
-//! Where the two rows lie is told along the way (`job::Tid`), which saves three walks down an index for each job. It is a hint:
-//! whoever goes there looks whether it is the right row, and else looks for the id. Where nothing of the owner's is to run, and
+//! Where the two rows lie is told along the way (`job::Tid`, `job::RowPlace`), which saves three walks down an index for each job, and
+//! of a partitioned table as many for each partition. It is a hint: whoever goes there looks whether it is the right row, and else
+//! looks for the id. Where nothing of the owner's is to run, and
 //! no policy or privilege is in the way, rows are read and a group's are completed there below SQL (`pg::place`).
 //!
 //! # Shared memory

@@ -5,7 +5,7 @@ use crate::catalog::{self, NewJob};
 use crate::enqueue::{self, Taken};
 use crate::finishing;
 use crate::inserted;
-use crate::job::{JobRef, Timing, handler_name};
+use crate::job::{JobRef, RowPlace, Timing, handler_name};
 use crate::job_table::{self, Options};
 use crate::notes;
 use crate::pg::call;
@@ -88,7 +88,7 @@ pub fn submit(call: &Call) {
     if finishing::includes(job) {
         return;
     }
-    let new = new_job(&row, job, &options_of(call));
+    let new = new_job(call, &row, job);
     match statement::waiting_for(call) {
         Some(statement) => enqueue::queue_for(statement, new),
         None => enqueue::queue(new, taken_id(call)),
@@ -107,7 +107,8 @@ fn taken_id(call: &Call) -> Taken {
 }
 
 /// What a row submits.
-fn new_job(row: &Row, job: JobRef, options: &Options) -> NewJob {
+fn new_job(call: &Call, row: &Row, job: JobRef) -> NewJob {
+    let options = options_of(call);
     let value = |name: &str, type_id| if options.uses(name) { needed(row, name, type_id) } else { None };
     let column = |name: &str| value(name, pg_sys::TEXTOID).map(from_text);
     let handler = column("handler").or_else(|| {
@@ -117,6 +118,7 @@ fn new_job(row: &Row, job: JobRef, options: &Options) -> NewJob {
     let arrival = arrival();
     let asked = value("run_at", pg_sys::TIMESTAMPTZOID);
     let (timing, run_at) = schedule(asked.map(|datum| datum.value() as Timestamp), arrival);
+    let partition = if call.relation_is_partition() { call.relation().to_u32() } else { 0 };
     NewJob {
         job,
         handler: handler_name(handler),
@@ -127,7 +129,7 @@ fn new_job(row: &Row, job: JobRef, options: &Options) -> NewJob {
         max_attempts: value("max_attempts", pg_sys::INT4OID).map(|datum| datum.value() as i32),
         queue: column("queue"),
         job_key: column("job_key"),
-        row_tid: row.tid(),
+        row: RowPlace { partition, tid: row.tid() },
     }
 }
 
@@ -147,7 +149,7 @@ pub fn withdraw(call: &Call) {
                 take_out(before);
             }
             if change.submit {
-                enqueue::queue(new_job(&new, after, &options_of(call)), taken_id(call));
+                enqueue::queue(new_job(call, &new, after), taken_id(call));
             }
         }
         (Event::Delete, true, Some(old), _) => {

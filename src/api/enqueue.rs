@@ -4,7 +4,7 @@ use super::{Fallible, attached_table, invalid, jobs, missing, or_raise, priority
 use crate::catalog::{self, NewJob};
 use crate::enqueue::{self, Taken};
 use crate::inserted;
-use crate::job::{JobId, JobRef};
+use crate::job::{JobId, JobRef, RowPlace};
 use crate::job_table::{self, Options};
 use crate::pg::call;
 use crate::pg::clock;
@@ -216,7 +216,7 @@ fn adjust(args: &Args, priority: Option<i16>, job: JobRef, options: &Options) {
         max_attempts: args.int4(7).or(queued.max_attempts),
         queue: args.text(4).or(queued.queue),
         job_key: args.text(5),
-        row_tid: 0,
+        row: RowPlace::default(),
     };
     enqueue::requeue(new, Taken::Replace);
 }

@@ -4,7 +4,7 @@ use super::{Fallible, attached_table, job_argument, or_raise, owned_table, requi
 use crate::catalog::{self, NewJob};
 use crate::enqueue::{self, Taken};
 use crate::finishing;
-use crate::job::{JobId, JobRef, Tid, Timing, handler_name};
+use crate::job::{JobId, JobRef, RowPlace, Tid, Timing, handler_name};
 use crate::job_table;
 use crate::notes;
 use crate::pg::call;
@@ -89,7 +89,7 @@ fn retry_job(args: &Args) -> Fallible<bool> {
             max_attempts: rows.get(0, 4),
             queue: rows.get(0, 5),
             job_key: rows.get(0, 6),
-            row_tid: 0,
+            row: RowPlace::default(),
         })
     });
     let Some(new) = new else { return Ok(false) };

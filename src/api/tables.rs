@@ -3,7 +3,7 @@
 use super::{Fallible, invalid, missing, or_raise, owned_relation, owned_table, refuse_partition, require_preload};
 use crate::catalog;
 use crate::enqueue::{self, Taken};
-use crate::job::{JobRef, handler_name};
+use crate::job::{JobRef, RowPlace, handler_name};
 use crate::job_table::{self, DEFAULT_HANDLER_KEY, Options, TRIGGERS, literal};
 use crate::notes;
 use crate::owner;
@@ -168,7 +168,7 @@ fn submit_backlog(table: &Relation, options: &Options) -> usize {
                 max_attempts: rows.get(row, 5),
                 queue: rows.get(row, 6),
                 job_key: rows.get(row, 7),
-                row_tid: 0,
+                row: RowPlace::default(),
             };
             enqueue::queue(new, Taken::Replace);
             submitted += 1;

@@ -56,7 +56,7 @@ fn waiting(row: &heap::Row) -> Waiting {
         attempts: row.int4(column::ATTEMPTS).unwrap_or_default(),
         max_attempts: row.int4(column::MAX_ATTEMPTS),
         tid: row.place(),
-        row_tid: row.tid(column::ROW_TID),
+        row: RowPlace { partition: row.oid(column::ROW_PARTITION).unwrap_or_default(), tid: row.tid(column::ROW_TID) },
     }
 }
 

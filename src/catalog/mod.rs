@@ -17,7 +17,7 @@ pub use lanes::*;
 pub use queue::*;
 
 use crate::gaps::{self, Gap, Step};
-use crate::job::{JobId, JobRef, LaneKey, Setback, Tid, Timing, Waiting, lane_number};
+use crate::job::{JobId, JobRef, LaneKey, RowPlace, Setback, Tid, Timing, Waiting, lane_number};
 use crate::pg::clock::Timestamp;
 use crate::pg::error::PgError;
 use crate::pg::heap::{self, Key};
@@ -53,6 +53,7 @@ mod column {
     pub const ROW_TID: i32 = 10;
     pub const HANDLER: i32 = 11;
     pub const MAX_ATTEMPTS: i32 = 12;
+    pub const ROW_PARTITION: i32 = 16;
 }
 
 /// The statement, prepared once per process.

@@ -16,7 +16,7 @@ pub struct NewJob {
     pub queue: Option<String>,
     pub job_key: Option<String>,
     /// Of its row.
-    pub row_tid: Tid,
+    pub row: RowPlace,
 }
 
 impl NewJob {
@@ -58,12 +58,13 @@ pub fn insert(submissions: &[Submission]) -> Vec<Option<Tid>> {
             Some(Datum::from(lane_number(destination.lanes, priority, new.timing))),
             int4(0),
             int2(0),
-            (new.row_tid != 0).then(|| item_pointer_datum(new.row_tid)),
+            (new.row.tid != 0).then(|| item_pointer_datum(new.row.tid)),
             text(&new.handler),
             new.max_attempts.and_then(int4),
             new.queue.as_deref().and_then(text),
             None,
             None,
+            (new.row.partition != 0).then(|| Datum::from(new.row.partition)),
         ]
     };
     queue.insert(submissions.iter().map(row))
@@ -82,7 +83,7 @@ pub fn enqueue(new: &NewJob, or_leave: bool) -> Option<LaneKey> {
             SET handler = excluded.handler, priority = excluded.priority, timing = excluded.timing,
                 run_at = excluded.run_at, enqueued_at = excluded.enqueued_at, attempts = 0, conflicts = 0,
                 max_attempts = excluded.max_attempts, queue = excluded.queue, job_key = excluded.job_key,
-                last_error = NULL, row_tid = NULL
+                last_error = NULL, row_tid = NULL, row_partition = NULL
           WHERE NOT $11
          RETURNING priority",
         [OID, UUID, TEXT, INT2, INT2, TIME, TIME, INT4, TEXT, TEXT, BOOL]

@@ -8,16 +8,21 @@ use crate::planted::{self, Bug};
 use crate::protocol::UNFINISHED;
 use pgrx::pg_sys;
 
+/// What the completion writes.
+const WRITTEN: [&str; 3] = ["completed", "progress", "result"];
+const OPTIONAL_WRITTEN: [&str; 3] = ["attempts", "started_at", "finished_at"];
+
 /// The prepared statements for one table under one name and with one set of options.
 pub struct Statements {
-    /// No code of the owner's runs with an UPDATE of the table, so that several jobs can be completed at once: nobody else can
-    /// make that fail, or take long.
+    /// No code of the owner's runs with our UPDATE of the table, and no row moves, so that several jobs can be completed at once: nobody
+    /// else can make that fail, or take long. Of a partitioned table, partitions aside: see `is_plain_part`.
     pub plain: bool,
+    pub partitioned: bool,
     name: String,
     options: Options,
     /// $1 id -> finished
     pub look: Statement,
-    /// $1 ids -> finished, payload, tid, id
+    /// $1 ids -> finished, payload, tid, id, oid of the part of the table
     pub load_many: Statement,
     /// $1 id, $2 result, $3 attempts, $4 started_at, $5 finished_at, $6 the progress that was reported
     pub complete: Statement,
@@ -65,14 +70,15 @@ impl Statements {
         let partitioned = table.kind == 'p';
         let unfinished_first = if partitioned { " ORDER BY 1" } else { "" };
         Self {
-            plain: is_plain(table),
+            plain: is_plain(table, options),
+            partitioned,
             look: Statement::new(
                 format!("SELECT NOT ({UNFINISHED}) FROM {name} WHERE {own}{unfinished_first}"),
                 &[pg_sys::UUIDOID],
             ),
             load_many: Statement::new(
                 format!(
-                    "SELECT NOT ({UNFINISHED}), payload, ctid, id FROM {name} \
+                    "SELECT NOT ({UNFINISHED}), payload, ctid, id, tableoid FROM {name} \
                       WHERE id OPERATOR(pg_catalog.=) ANY ($1){unfinished_first}"
                 ),
                 &[pg_sys::UUIDARRAYOID],
@@ -122,12 +128,21 @@ impl Statements {
         self.options.uses(column)
     }
 
+    /// Is the same true of this partition?
+    pub fn is_plain_part(&self, partition: &Relation) -> bool {
+        is_plain(partition, &self.options)
+    }
+
     /// Do they still fit the table as it is now?
     pub fn fit(&self, table: &Relation, options: &Options) -> bool {
-        self.options == *options && self.name == table.qualified_name() && self.plain == is_plain(table)
+        self.options == *options && self.name == table.qualified_name() && self.plain == is_plain(table, options)
     }
 }
 
-fn is_plain(table: &Relation) -> bool {
-    !table.has_code && table.triggers.iter().all(|trigger| TRIGGERS.contains(&trigger.name.as_str()))
+fn is_plain(table: &Relation, options: &Options) -> bool {
+    let moves = |column: &&str| table.is_partitioned_by(column);
+    let optional = OPTIONAL_WRITTEN.iter().filter(|column| options.uses(column));
+    !table.has_code
+        && table.triggers.iter().all(|trigger| TRIGGERS.contains(&trigger.name.as_str()))
+        && !WRITTEN.iter().chain(optional).any(moves)
 }

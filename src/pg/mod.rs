@@ -21,6 +21,7 @@ pub mod latch;
 pub mod lwlock;
 pub mod mapped_file;
 pub mod memory;
+pub mod partition;
 pub mod place;
 pub mod planner;
 pub mod privilege;

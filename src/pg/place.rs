@@ -10,7 +10,7 @@ use pgrx::itemptr::{item_pointer_get_both, item_pointer_to_u64};
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
 
-/// A table that somebody here has locked already.
+/// A table, or a part of it, that somebody here has locked already.
 pub struct Places {
     relation: pg_sys::Relation,
     blocks: u32,
@@ -23,31 +23,33 @@ pub struct Row {
 }
 
 impl Places {
-    /// None: the table has no rows of its own that are stored as the server does, a policy may hide some, or the current user
-    /// has no right to all columns.
-    pub fn open(table: Oid) -> Option<Self> {
-        Self::open_for(table, pg_sys::ACL_SELECT)
+    /// Those of the table that are in this part of it: a partition, or the table itself. None: the part has no rows of its own that are
+    /// stored as the server does, a policy may hide some, or the current user has no right to all columns of the table; as with a
+    /// statement, rights on a partition do not count.
+    pub fn open(table: Oid, part: Oid) -> Option<Self> {
+        Self::open_for(table, part, pg_sys::ACL_SELECT)
     }
 
     /// For `update`, under a writer's lock. None: as for `open`; or there is an index that takes more than a row's values. That no
-    /// code of the owner's runs with an update is the caller's to know: see `Relation::has_code`.
-    pub fn open_to_update(table: Oid) -> Option<Self> {
+    /// code of the owner's runs with an update, and that none moves a row, is the caller's to know: see `Relation`.
+    pub fn open_to_update(table: Oid, part: Oid) -> Option<Self> {
         // SAFETY: the table is open, and locked by the caller.
-        Self::open_for(table, pg_sys::ACL_SELECT | pg_sys::ACL_UPDATE).filter(|places| unsafe {
+        Self::open_for(table, part, pg_sys::ACL_SELECT | pg_sys::ACL_UPDATE).filter(|places| unsafe {
             pg_sys::CheckCmdReplicaIdentity(places.relation, pg_sys::CmdType::CMD_UPDATE);
             index::are_plain(places.relation)
         })
     }
 
-    fn open_for(table: Oid, rights: u32) -> Option<Self> {
-        // SAFETY: the caller has locked the table in this transaction; closed when the value is dropped.
+    fn open_for(table: Oid, part: Oid, rights: u32) -> Option<Self> {
+        // SAFETY: the caller has locked the table and its part in this transaction; closed when the value is dropped.
         unsafe {
-            let relation = pg_sys::table_open(table, pg_sys::NoLock as i32);
+            let relation = pg_sys::table_open(part, pg_sys::NoLock as i32);
             let form = &*(*relation).rd_rel;
             let mut places = Self { relation, blocks: 0 };
             let fit = form.relkind as u8 == pg_sys::RELKIND_RELATION
                 && form.relam == pg_sys::HEAP_TABLE_AM_OID
                 && !form.relrowsecurity
+                && (part == table || !has_policies(table))
                 && has_all(table, rights);
             fit.then(|| {
                 places.blocks = length(relation);
@@ -171,6 +173,16 @@ impl Row {
     /// Of a column of type text.
     pub fn text(&self, column: i32) -> Option<String> {
         self.get(column).map(from_text)
+    }
+}
+
+fn has_policies(table: Oid) -> bool {
+    // SAFETY: the caller has locked the table.
+    unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::NoLock as i32);
+        let has = (*(*relation).rd_rel).relrowsecurity;
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        has
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the catalogs say about a relation, read under a lock.
 
-use crate::pg::{encoding, index};
+use crate::pg::{encoding, index, partition};
 use pgrx::pg_sys;
 use std::ffi::c_char;
 use std::sync::Once;
@@ -36,8 +36,10 @@ pub struct Relation {
     pub name: String,
     pub columns: Vec<Column>,
     pub triggers: Vec<Trigger>,
+    /// See `partition::key`.
+    pub partition_key: Vec<Option<String>>,
     /// Code of its owner's may run when a row is updated, but for triggers: rules, policies, constraints, generated columns and
-    /// what indexes compute; or other tables are updated with it.
+    /// what indexes compute; or other tables are updated with it. Of a partitioned table: partitions aside.
     pub has_code: bool,
 }
 
@@ -130,6 +132,7 @@ pub fn open(oid: pg_sys::Oid, how: Lock) -> Option<Relation> {
             name: string(form.relname.data.as_ptr()),
             columns: columns(relation),
             triggers: triggers(relation),
+            partition_key: partition::key(relation),
             has_code: has_code(relation),
         };
         pg_sys::relation_close(relation, pg_sys::NoLock as i32);
@@ -175,10 +178,11 @@ unsafe fn has_code(relation: pg_sys::Relation) -> bool {
         let computes = |constraints: &pg_sys::TupleConstr| {
             constraints.num_check > 0 || constraints.has_generated_stored || has_virtual_columns(constraints)
         };
-        if form.relkind as u8 != pg_sys::RELKIND_RELATION
+        let partitioned = form.relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
+        if !(partitioned || form.relkind as u8 == pg_sys::RELKIND_RELATION)
             || form.relhasrules
             || form.relrowsecurity
-            || form.relhassubclass
+            || (form.relhassubclass && !partitioned)
             || constraints.as_ref().is_some_and(computes)
         {
             return true;
@@ -263,6 +267,11 @@ pub fn quote(name: &str) -> String {
 impl Relation {
     pub fn qualified_name(&self) -> String {
         qualified(&self.schema, &self.name)
+    }
+
+    /// May a change of the column move a row to another partition?
+    pub fn is_partitioned_by(&self, column: &str) -> bool {
+        self.partition_key.iter().any(|key| key.as_deref().is_none_or(|key| key == column))
     }
 
     pub fn column(&self, name: &str) -> Option<&Column> {

@@ -1,6 +1,6 @@
 //! What an executor is told about a job.
 
-use crate::job::{JobId, JobRef, LaneKey, MAX_HANDLER_NAME, Tid, Timing, Waiting};
+use crate::job::{JobId, JobRef, LaneKey, MAX_HANDLER_NAME, RowPlace, Tid, Timing, Waiting};
 use crate::pg::clock::Timestamp;
 pub use crate::protocol::Action;
 use std::rc::Rc;
@@ -47,7 +47,7 @@ pub struct Assignment {
     /// Of its row in the queue.
     pub tid: Tid,
     /// Of its row in the job table, at the submission.
-    pub row_tid: Tid,
+    pub row: RowPlace,
     /// Was running when the server crashed.
     pub suspect: bool,
     pub action: Action,
@@ -66,7 +66,7 @@ impl Assignment {
             enqueued_at: waiting.enqueued_at,
             due_at: waiting.run_at,
             tid: waiting.tid,
-            row_tid: waiting.row_tid,
+            row: waiting.row,
             suspect: lane.timing == Timing::Quarantine,
             action,
         }

@@ -1,6 +1,6 @@
 //! One slot per database that has, or may have, a dispatcher.
 
-use crate::job::{LaneKey, MAX_HANDLER_NAME, Timing, Waiting};
+use crate::job::{LaneKey, MAX_HANDLER_NAME, RowPlace, Timing, Waiting};
 use crate::pg::clock;
 use crate::pg::latch::{Process, own_pid};
 use crate::pg::lwlock;
@@ -42,7 +42,7 @@ impl Note {
                 attempts: 0,
                 max_attempts: None,
                 tid: 0,
-                row_tid: 0,
+                row: RowPlace::default(),
             }),
             has_only: only.is_some(),
         })

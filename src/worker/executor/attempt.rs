@@ -96,7 +96,7 @@ fn call(executor: &mut Executor, job: &Job, Company { shares, left, returned }: 
             if shares == Shares::Completion {
                 returned.push(Returned {
                     assignment: job.assignment,
-                    tid: job.tid,
+                    row: job.row,
                     result,
                     started_at: run.started_at,
                 });

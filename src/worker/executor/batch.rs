@@ -1,9 +1,10 @@
 //! A batch: what is in the mailbox, loaded in one short transaction, then run.
 
+use super::tables::Reach;
 use super::{Executor, PATIENCE, run, settle};
 use crate::catalog;
 use crate::handler::Handler;
-use crate::job::{JobId, Tid};
+use crate::job::{JobId, RowPlace};
 use crate::job_table::Statements;
 use crate::owner;
 use crate::pg::error::forget_cancel;
@@ -19,7 +20,7 @@ use crate::pg::xact;
 use crate::planted::{self, Bug};
 use crate::protocol::{self, Flags, Sight};
 use crate::shmem::{Assignment, BATCH, ClaimState, ExecutorSlot, REFUSED};
-use pgrx::pg_sys::Datum;
+use pgrx::pg_sys::{Datum, Oid};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
@@ -34,8 +35,7 @@ pub struct Job {
     pub assignment: Assignment,
     pub handler: Rc<Handler>,
     pub payload: HeldDatum,
-    /// Of its row.
-    pub tid: Tid,
+    pub row: RowPlace,
     /// It is ours: the dispatcher can no longer take it back.
     taken: bool,
     /// It may not share a commit.
@@ -43,8 +43,8 @@ pub struct Job {
 }
 
 impl Job {
-    fn new(number: u64, assignment: Assignment, handler: Rc<Handler>, payload: HeldDatum, tid: Tid) -> Self {
-        Self { number, assignment, handler, payload, tid, taken: false, alone: false }
+    fn new(number: u64, assignment: Assignment, handler: Rc<Handler>, payload: HeldDatum, row: RowPlace) -> Self {
+        Self { number, assignment, handler, payload, row, taken: false, alone: false }
     }
 
     /// Makes it ours. False: the dispatcher was quicker.
@@ -169,10 +169,11 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
     };
     let handlers: Vec<_> =
         jobs.iter().map(|(_, assignment)| executor.handlers.resolve(table, &assignment.handler.to_text())).collect();
-    // After the lock: a rewrite of the table by whoever had it before leaves older snapshots an empty table.
+    let reached = executor.tables.reach(table, places(jobs), Lock::ReadIfFree);
+    // After the locks: a rewrite of the table by whoever had it before leaves older snapshots an empty table.
     xact::with_latest_snapshot(|| {
         spi::connect(|| {
-            let found = Found::read(table, &statements, jobs);
+            let found = Found::read(table, &statements, &reached, jobs);
             let queue = catalog::Queue::open();
             for ((number, assignment), handler) in jobs.iter().zip(handlers) {
                 let row = found.0.get(&assignment.id);
@@ -180,6 +181,7 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
                 let sight = protocol::on_load(row.map(|seen| seen.finished), is_queued);
                 let one = match (handler, sight) {
                     (None, _) => Loaded::Refused(*number),
+                    _ if is_busy(&reached, assignment) => Loaded::Refused(*number),
                     (_, Sight::Missing) => Loaded::Missing(*number, *assignment),
                     (_, Sight::Finished) => Loaded::Obsolete(*number, *assignment),
                     (Some(handler), Sight::Open) => {
@@ -188,8 +190,12 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
                             row.and_then(|seen| seen.payload).map(|datum| hold_varlena(datum, &executor.memory));
                         let payload = payload.unwrap_or_else(|| HeldDatum::json_null(&executor.memory));
                         *bytes += payload.size();
-                        let tid = row.map_or(0, |seen| seen.tid);
-                        Loaded::Ready(Job::new(*number, *assignment, handler, payload, tid))
+                        let row = row.map_or(RowPlace::default(), |seen| seen.row);
+                        if row.partition != assignment.row.partition {
+                            // The statement has locked it.
+                            executor.tables.reach(table, std::iter::once(row.partition), Lock::ReadIfFree);
+                        }
+                        Loaded::Ready(Job::new(*number, *assignment, handler, payload, row))
                     }
                 };
                 loaded.push(one);
@@ -199,6 +205,16 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
             }
         });
     });
+}
+
+/// The parts of their table that the jobs' rows were in.
+pub fn places(jobs: &[Numbered]) -> impl Iterator<Item = u32> {
+    jobs.iter().map(|(_, assignment)| assignment.row.partition)
+}
+
+/// Has somebody else all of the partition that the row was in? Then its job waits, as it would for the table, and no other does.
+fn is_busy(reached: &[(u32, Reach)], assignment: &Assignment) -> bool {
+    reached.contains(&(assignment.row.partition, Reach::Busy))
 }
 
 /// Is it this submission that is in the queue, as of the snapshot in which its row was read?
@@ -212,16 +228,17 @@ struct Seen {
     finished: bool,
     /// Not read yet if it lies outside of the row.
     payload: Option<Datum>,
-    tid: Tid,
+    row: RowPlace,
 }
 
 /// What was read of the rows of jobs, by their ids.
 pub struct Found(HashMap<JobId, Seen>);
 
 impl Found {
-    fn read(table: u32, statements: &Statements, jobs: &[Numbered]) -> Self {
-        let mut found = Self::where_they_were(table, jobs);
-        let moved = |(_, assignment): &&Numbered| !found.0.contains_key(&assignment.id);
+    fn read(table: u32, statements: &Statements, reached: &[(u32, Reach)], jobs: &[Numbered]) -> Self {
+        let mut found = Self::where_they_were(table, reached, jobs);
+        let moved =
+            |(_, assignment): &&Numbered| !found.0.contains_key(&assignment.id) && !is_busy(reached, assignment);
         let moved: Vec<&JobId> = jobs.iter().filter(moved).map(|(_, assignment)| &assignment.id).collect();
         if !moved.is_empty() {
             // A plan that was made when the table was small would read all of it when it is not.
@@ -233,7 +250,10 @@ impl Found {
             });
             for row in 0..rows.processed {
                 if let (Some(id), Some(finished)) = (rows.uuid(row, 4), rows.get(row, 1)) {
-                    let seen = || Seen { finished, payload: rows.datum(row, 2), tid: rows.tid(row, 3) };
+                    let part = rows.get(row, 5).map_or(0, Oid::to_u32);
+                    let partition = if part == table { 0 } else { part };
+                    let row_place = RowPlace { partition, tid: rows.tid(row, 3) };
+                    let seen = || Seen { finished, payload: rows.datum(row, 2), row: row_place };
                     found.0.entry(id).or_insert_with(seen);
                 }
             }
@@ -242,17 +262,22 @@ impl Found {
     }
 
     /// Most rows are where they were when their jobs were submitted.
-    pub fn where_they_were(table: u32, jobs: &[Numbered]) -> Self {
+    pub fn where_they_were(table: u32, reached: &[(u32, Reach)], jobs: &[Numbered]) -> Self {
         let mut found = Self(HashMap::with_capacity(jobs.len()));
-        let Some(places) = Places::open(table.into()) else { return found };
-        let [id, payload, completed, cancelled] =
-            ["id", "payload", "completed", "cancelled"].map(|name| places.column(name));
-        for (_, assignment) in jobs {
-            let Some(row) = places.read(assignment.row_tid) else { continue };
-            if row.uuid(id) == Some(assignment.id) {
+        for (partition, _) in reached.iter().filter(|(_, reach)| *reach == Reach::There) {
+            let part = if *partition == 0 { table } else { *partition };
+            let Some(places) = Places::open(table.into(), part.into()) else { continue };
+            let [id, payload, completed, cancelled] =
+                ["id", "payload", "completed", "cancelled"].map(|name| places.column(name));
+            for (_, assignment) in jobs.iter().filter(|(_, assignment)| assignment.row.partition == *partition) {
+                let Some(row) = places.read(assignment.row.tid) else { continue };
                 let flags = Flags { completed: row.flag(completed), cancelled: row.flag(cancelled) };
-                let seen = Seen { finished: !flags.is_open(), payload: row.get(payload), tid: assignment.row_tid };
-                found.0.insert(assignment.id, seen);
+                let finished = !flags.is_open();
+                // Another partition may have an unfinished row of the same id.
+                if row.uuid(id) == Some(assignment.id) && !(finished && part != table) {
+                    let seen = Seen { finished, payload: row.get(payload), row: assignment.row };
+                    found.0.insert(assignment.id, seen);
+                }
             }
         }
         found

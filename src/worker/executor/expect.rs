@@ -1,6 +1,6 @@
 //! Getting ready for a job that a session is about to commit (`shmem::alert`), while its commit is on the way to the disk.
 
-use super::batch::Found;
+use super::batch::{Found, places};
 use super::{Executor, PATIENCE};
 use crate::catalog;
 use crate::owner;
@@ -47,9 +47,11 @@ fn rehearse(executor: &mut Executor, assignment: Assignment) {
             return;
         }
         let Some(handler) = executor.handlers.resolve(assignment.table, &assignment.handler.to_text()) else { return };
+        let job = [(0, assignment)];
+        let reached = executor.tables.reach(assignment.table, places(&job), Lock::ReadIfFree);
         xact::with_latest_snapshot(|| {
             spi::connect(|| {
-                Found::where_they_were(assignment.table, &[(0, assignment)]);
+                Found::where_they_were(assignment.table, &reached, &job);
                 let _ = catalog::Queue::open().map(|queue| queue.has(&assignment));
             });
         });

@@ -48,7 +48,7 @@ impl Shares {
     fn of(executor: &mut Executor, job: &Job, others: bool) -> Self {
         if !others || job.alone || job.assignment.action != Action::Run || !executor.pace.is_short(job) {
             Self::Nothing
-        } else if executor.tables.is_plain(job.assignment.table) {
+        } else if executor.tables.is_plain(job.assignment.table, job.row.partition) {
             Self::Completion
         } else {
             Self::Commit

@@ -2,6 +2,7 @@
 
 use super::Executor;
 use super::batch::Job;
+use super::together::{self, Returned};
 use crate::catalog;
 use crate::finishing;
 use crate::job_table::Statements;
@@ -90,6 +91,9 @@ pub fn finish_row(
         .hint("Call background_jobs.attach() again.")
         .raise();
     };
+    if completed && complete_in_partition(executor, &table, job, result, started_at) {
+        return true;
+    }
     let statement = if completed { &table.complete } else { &table.fail };
     on_row(job, || {
         spi::connect(|| {
@@ -106,6 +110,30 @@ pub fn finish_row(
                 }),
             ];
             statement.execute(&arguments, 0).processed > 0
+        })
+    })
+}
+
+/// The completion where the row was, if that is in a partition: a statement would have to look into all of them, as it does not know
+/// the values that they are partitioned by, and to wait for whoever has one of them locked.
+fn complete_in_partition(
+    executor: &mut Executor,
+    table: &Statements,
+    job: &Job,
+    result: Option<Datum>,
+    started_at: Timestamp,
+) -> bool {
+    if job.row.partition == 0 {
+        return false;
+    }
+    let returned = [Returned { assignment: job.assignment, row: job.row, result: result.map(HeldDatum), started_at }];
+    let oid = job.assignment.table;
+    executor.tables.waits_for = Some(oid);
+    let parts = guc::with_lock_timeout(ROW_PATIENCE, || together::open_parts(executor, oid, &returned));
+    executor.tables.waits_for = None;
+    parts.is_some_and(|parts| {
+        guc::with_lock_timeout(ROW_PATIENCE, || {
+            together::complete_where_they_were(table, &parts, &returned, clock::now()) == 1
         })
     })
 }
