@@ -51,7 +51,7 @@
 //! Where the two rows lie is told along the way (`job::Tid`, `job::RowPlace`), which saves three walks down an index for each job, and
 //! of a partitioned table as many for each partition. It is a hint: whoever goes there looks whether it is the right row, and else
 //! looks for the id. Where nothing of the owner's is to run, and
-//! no policy or privilege is in the way, rows are read and a group's are completed there below SQL (`pg::place`).
+//! no policy or privilege is in the way, rows are read and completed there below SQL (`pg::place`).
 //!
 //! # Shared memory
 //!

@@ -91,7 +91,7 @@ pub fn finish_row(
         .hint("Call background_jobs.attach() again.")
         .raise();
     };
-    if completed && complete_in_partition(executor, &table, job, result, started_at) {
+    if completed && complete_where_it_was(executor, &table, job, result, started_at) {
         return true;
     }
     let statement = if completed { &table.complete } else { &table.fail };
@@ -114,18 +114,15 @@ pub fn finish_row(
     })
 }
 
-/// The completion where the row was, if that is in a partition: a statement would have to look into all of them, as it does not know
-/// the values that they are partitioned by, and to wait for whoever has one of them locked.
-fn complete_in_partition(
+/// The completion below SQL, if the row is where it was when it was loaded. A statement would have to look into all partitions, as it
+/// does not know the values that they are made by, and to wait for whoever has one of them locked.
+fn complete_where_it_was(
     executor: &mut Executor,
     table: &Statements,
     job: &Job,
     result: Option<Datum>,
     started_at: Timestamp,
 ) -> bool {
-    if job.row.partition == 0 {
-        return false;
-    }
     let returned = [Returned { assignment: job.assignment, row: job.row, result: result.map(HeldDatum), started_at }];
     let oid = job.assignment.table;
     executor.tables.waits_for = Some(oid);
