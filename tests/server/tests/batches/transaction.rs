@@ -149,7 +149,7 @@ fn a_job_does_not_lack_the_locks_that_those_before_it_hold() {
     app.handler_with(
         "noted",
         &format!(
-            "PERFORM pg_advisory_xact_lock((payload ->> 'n')::int, i) FROM generate_series(1, 300) i WHERE payload ? 'n';
+            "PERFORM pg_advisory_xact_lock((payload ->> 'n')::int, i) FROM generate_series(1, 150) i WHERE payload ? 'n';
              {NOTED}"
         ),
         "max_attempts => 1",
