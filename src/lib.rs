@@ -127,7 +127,7 @@ pub extern "C-unwind" fn _PG_init() {
     }
     gucs::define();
     pg::shmem::install(shmem::size, journal::start);
-    pg::xact::on_end(notes::on_end);
+    pg::xact::after_end(notes::after_end);
     pg::xact::before_commit(notes::before_commit);
     pg::utility::install(databases::callbacks());
     pg::planner::install("queued_job");

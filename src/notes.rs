@@ -1,4 +1,4 @@
-//! What a transaction has to tell when it commits. A trigger takes a note in this process; the commit callback hands the notes to
+//! What a transaction has to tell when it commits. A trigger takes a note in this process; the callback after the commit hands the notes to
 //! the dispatcher and wakes it: one wake-up for a transaction, however many rows it wrote. A wake-up that is lost (a prepared
 //! transaction that replication commits; for others see `prepared`) costs at most poll_interval.
 
@@ -130,8 +130,8 @@ pub fn before_commit() {
     }
 }
 
-/// The commit callback: atomics and latches only, an error here would take the server down.
-pub fn on_end(end: End) {
+/// The callback after a commit: atomics and latches only, an error here would take the server down.
+pub fn after_end(end: End) {
     tell(end);
     alert::lift(end == End::Commit);
 }

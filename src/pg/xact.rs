@@ -4,7 +4,9 @@ use crate::pg::error::{PgError, catch, catch_as, catch_whole};
 use crate::pg::memory::Context;
 use crate::pg::{guc, latch};
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::ffi::c_void;
+use std::sync::OnceLock;
 
 /// Runs `f` in a transaction of its own with an active snapshot, and commits. On an error (in `f` or at commit,
 /// where deferred constraints speak up) everything is rolled back and the error returned.
@@ -114,16 +116,53 @@ pub enum End {
     Abort,
 }
 
+static AFTER_END: OnceLock<fn(End)> = OnceLock::new();
+
+thread_local! {
+    /// How the transaction ends whose locks are being released.
+    static ENDING: Cell<Option<End>> = const { Cell::new(None) };
+}
+
+fn end_of(event: pg_sys::XactEvent::Type) -> Option<End> {
+    match event {
+        pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PARALLEL_COMMIT => Some(End::Commit),
+        pg_sys::XactEvent::XACT_EVENT_PREPARE => Some(End::Prepare),
+        pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PARALLEL_ABORT => Some(End::Abort),
+        _ => None,
+    }
+}
+
 unsafe extern "C-unwind" fn on_xact_event(event: pg_sys::XactEvent::Type, arg: *mut c_void) {
-    let end = match event {
-        pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PARALLEL_COMMIT => End::Commit,
-        pg_sys::XactEvent::XACT_EVENT_PREPARE => End::Prepare,
-        pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PARALLEL_ABORT => End::Abort,
-        _ => return,
-    };
+    let Some(end) = end_of(event) else { return };
     // SAFETY: `arg` is the function given to `on_end`.
     let f = unsafe { std::mem::transmute::<*mut c_void, fn(End)>(arg) };
     f(end);
+}
+
+unsafe extern "C-unwind" fn before_release(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
+    let Some(end) = end_of(event) else { return };
+    ENDING.set((end != End::Abort).then_some(end));
+    // Nobody waits for what has not happened, and the server may have nothing to release.
+    if end == End::Abort
+        && let Some(f) = AFTER_END.get()
+    {
+        f(end);
+    }
+}
+
+unsafe extern "C-unwind" fn on_release(
+    phase: pg_sys::ResourceReleasePhase::Type,
+    _is_commit: bool,
+    is_top_level: bool,
+    _arg: *mut c_void,
+) {
+    if is_top_level
+        && phase == pg_sys::ResourceReleasePhase::RESOURCE_RELEASE_AFTER_LOCKS
+        && let Some(end) = ENDING.take()
+        && let Some(f) = AFTER_END.get()
+    {
+        f(end);
+    }
 }
 
 /// Calls `f` at the end of every transaction of this process. `f` must not raise an error: at that point
@@ -131,6 +170,17 @@ unsafe extern "C-unwind" fn on_xact_event(event: pg_sys::XactEvent::Type, arg: *
 pub fn on_end(f: fn(End)) {
     // SAFETY: registered once, when the library is loaded; `f` is a plain function, valid for ever.
     unsafe { pg_sys::RegisterXactCallback(Some(on_xact_event), f as *mut c_void) };
+}
+
+/// The same when others have been told what changed in the catalogs, and the locks are released: somebody who is woken earlier than that
+/// sees what was committed, but may still believe in the former version of a function. To be called once, while the library is loaded.
+pub fn after_end(f: fn(End)) {
+    AFTER_END.get_or_init(|| f);
+    // SAFETY: plain functions, valid for ever.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(before_release), std::ptr::null_mut());
+        pg_sys::RegisterResourceReleaseCallback(Some(on_release), std::ptr::null_mut());
+    }
 }
 
 /// What was written so far is seen by what follows in this transaction; statements of SQL see to that themselves.

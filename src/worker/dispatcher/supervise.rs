@@ -94,8 +94,8 @@ impl Dispatcher {
         }
     }
 
-    /// Gives a job back that could not be run, and leaves its table alone. For a moment only at first: a transaction that has the table
-    /// locked tells of its jobs just before it lets go of that.
+    /// Gives a job back that could not be run, and leaves its table alone. For a moment only at first: whoever has
+    /// the table locked may be about to let go of it.
     fn refused(&mut self, lane: LaneKey, due_at: Timestamp) {
         let (table, now) = (lane.table, Instant::now());
         self.note(lane, due_at);

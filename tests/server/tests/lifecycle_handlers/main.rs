@@ -47,3 +47,22 @@ fn result_of(app: &mut App, handler: &str) -> Job {
     let id = app.submit(handler, json!({}));
     app.wait_final(id)
 }
+
+/// The executor, which is idle, hears of the job from the committing session itself.
+#[test]
+fn a_job_that_is_committed_together_with_its_function_runs_that_function() {
+    let mut app = SHARED.app("together");
+    app.handler("version", "RETURN '0';");
+    for n in 1..=400 {
+        let mut transaction = app.client.transaction().unwrap();
+        transaction
+            .batch_execute(&format!(
+                "CREATE OR REPLACE FUNCTION version(payload jsonb) RETURNS jsonb LANGUAGE plpgsql AS 'BEGIN RETURN {n}; END'"
+            ))
+            .unwrap();
+        let insert = "INSERT INTO background_jobs (payload) VALUES ('{\"handler\": \"version\"}') RETURNING id";
+        let id = transaction.query_one(insert, &[]).unwrap().get(0);
+        transaction.commit().unwrap();
+        assert_eq!(app.wait_final(id).result, Some(json!(n)));
+    }
+}
