@@ -5,7 +5,7 @@
 //! where a later run of the same section takes its place; `--report` writes the table and the picture from that file.
 //!
 //! * [`scene`] a server, a job table, handlers; the queue filled and drained. [`meter`] CPU time, WAL and memory.
-//! * [`drain`], [`latency`] (with [`bare`] to compare), [`enqueue`], [`executors`] what `make bench` measures; [`size`],
+//! * [`drain`], [`latency`] (with [`bare`] to compare), [`enqueue`], [`executors`], [`shapes`] what `make bench` measures; [`size`],
 //!   [`snapshot`] the long runs.
 //! * [`book`] sections of figures, kept as JSON; [`targets`] what they are held against; [`stats`] medians.
 //! * [`peers`] the run beside other job systems; [`report`], [`picture`] the results for people.
@@ -23,6 +23,7 @@ mod peers;
 mod picture;
 mod report;
 mod scene;
+mod shapes;
 mod size;
 mod snapshot;
 mod stats;
@@ -40,6 +41,7 @@ const SECTIONS: &[(&str, bool, Measure)] = &[
     ("latency", true, latency::run),
     ("enqueue", true, enqueue::run),
     ("executors", true, executors::run),
+    ("shapes", true, shapes::run),
     ("size", false, size::run),
     ("old-snapshot", false, snapshot::run),
 ];
