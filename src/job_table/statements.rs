@@ -40,14 +40,13 @@ impl Statements {
     pub fn new(table: &Relation, options: &Options) -> Self {
         let name = format!("{}.{}", quote(&table.schema), quote(&table.name));
         let own = "id OPERATOR(pg_catalog.=) $1";
-        let written = |values: [(&str, &str); 3]| {
-            let used = values.into_iter().filter(|(column, _)| options.uses(column));
+        let written = |values: [&str; 3]| {
+            let used = OPTIONAL_WRITTEN.iter().zip(values).filter(|(column, _)| options.uses(column));
             used.map(|(column, value)| format!(", {column} = {value}")).collect::<String>()
         };
-        let times = written([("attempts", "$3"), ("started_at", "$4"), ("finished_at", "$5")]);
+        let times = written(["$3", "$4", "$5"]);
         let guard = if planted::is(Bug::NoCancelGuard) { "completed IS NOT TRUE" } else { UNFINISHED };
-        let times_of_many =
-            written([("attempts", "ended.attempts"), ("started_at", "ended.started_at"), ("finished_at", "$5")]);
+        let times_of_many = written(["ended.attempts", "ended.started_at", "$5"]);
         let finish = |progress: &str| {
             Statement::new(
                 format!(

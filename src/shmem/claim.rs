@@ -8,13 +8,16 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// Instead of a run time: the job could not be run at all, and its lane should be left alone for a while (`Dispatcher::refused`).
 pub const REFUSED: u64 = u64::MAX;
 
+/// The same, but other jobs of the lane may well run: somebody has the partition of the job's row to himself.
+pub const HELD: u64 = u64::MAX - 1;
+
 #[repr(C)]
 pub struct Claim {
     state: AtomicU32,
     /// Written under the lock before the claim is Pending, once its place is drained; readable by the executor from Pending
     /// on, by others under the lock.
     pub(super) assignment: Cell<Assignment>,
-    /// How long the handler ran, in microseconds, or `REFUSED`. Written by the executor before Done.
+    /// How long the handler ran, in microseconds, `REFUSED` or `HELD`. Written by the executor before Done.
     pub run_us: AtomicU64,
 }
 

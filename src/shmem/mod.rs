@@ -15,7 +15,7 @@ mod waiter;
 mod writer;
 
 pub use assignment::{Action, Assignment, Name};
-pub use claim::{ClaimState, REFUSED};
+pub use claim::{ClaimState, HELD, REFUSED};
 pub use database::{DatabaseSlot, Exit, NOTES, Note};
 pub use executor::{BATCH, ExecutorSlot, Interrupt, SlotState};
 pub use waiter::WaiterSlot;

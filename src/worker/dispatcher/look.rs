@@ -58,7 +58,7 @@ impl Dispatcher {
     fn lanes_want_a_look(&self) -> bool {
         let now = shmem::monotone_now();
         !self.search.is_over()
-            || self.rescan_due_in().is_some_and(|wait| wait.is_zero())
+            || self.search.rescan_due_in().is_some_and(|wait| wait.is_zero())
             || self.renewal_due_in().is_some_and(|wait| wait.is_zero())
             || self.lanes.values().any(|lane| lane.is_low() || lane.due_in(now).is_some_and(|wait| wait.is_zero()))
     }
@@ -98,6 +98,8 @@ impl Dispatcher {
         }
         match self.lanes.get_mut(&key) {
             Some(lane) => lane.accept(job),
+            // It may have jobs that were there before.
+            None if !self.search.knows_all_lanes() => false,
             None => {
                 let number = handler.lane(&key);
                 self.lanes.insert(Lane::of(key, number, job));
@@ -204,12 +206,15 @@ impl Dispatcher {
             lane.note(run_at);
         } else {
             let number = handler.lane(&key);
-            self.lanes.insert(Lane::starting_at(key, number, run_at));
+            self.lanes.insert(match self.search.knows_all_lanes() {
+                true => Lane::starting_at(key, number, run_at),
+                false => Lane::new(key, number),
+            });
         }
     }
 
     /// A delay that was written down while the clock was ahead is as long as it was meant to be only as long as the server knows of
-    /// that, which ends when it does. From then on no delay is longer than the longest there is.
+    /// that, which ends when it does. In a lane that was found, of which nobody has told, no delay is longer than the longest there is.
     pub fn forget_clock(&self, lane: &LaneKey) {
         let longest = match lane.timing {
             Timing::Immediate | Timing::Scheduled => return,

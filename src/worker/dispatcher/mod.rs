@@ -33,7 +33,7 @@ use pgrx::pg_sys::Oid;
 use roster::Roster;
 use search::Search;
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -89,9 +89,6 @@ pub struct Dispatcher {
     /// Something was withdrawn that may wait in a window.
     windows_are_stale: bool,
     last_renewal: Instant,
-    /// Lanes in which what was read already is looked through once more, in their turn.
-    to_rescan: VecDeque<LaneKey>,
-    next_rescan: Instant,
     /// Names that arrived and that no handler is registered for.
     unhandled: Vec<(u32, Rc<str>)>,
     /// The table and the lane up to which the queue was looked through for such names.
@@ -176,8 +173,6 @@ impl Dispatcher {
             search: Search::default(),
             windows_are_stale: false,
             last_renewal: now,
-            to_rescan: VecDeque::new(),
-            next_rescan: now,
             unhandled: Vec::new(),
             unhandled_from: (0, i64::MIN),
             interrupts: Interrupts::default(),

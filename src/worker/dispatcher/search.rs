@@ -37,6 +37,10 @@ pub struct Search {
     again: bool,
     /// When the last slice ended, if that was not the end.
     left_at: Option<Instant>,
+    /// Lanes in which what was read already is looked through once more, in their turn. That is for what nobody has told of, and
+    /// can wait.
+    to_rescan: VecDeque<LaneKey>,
+    next_rescan: Option<Instant>,
 }
 
 impl Search {
@@ -46,7 +50,18 @@ impl Search {
     }
 
     pub fn is_over(&self) -> bool {
-        self.lanes.is_empty() && self.gaps.is_empty()
+        self.lanes.is_empty() && self.knows_all_lanes()
+    }
+
+    /// Was a lane that is not known empty, as far as anybody has told?
+    pub fn knows_all_lanes(&self) -> bool {
+        self.gaps.is_empty()
+    }
+
+    /// How long until the next piece of what was read already.
+    pub fn rescan_due_in(&self) -> Option<Duration> {
+        let wait = || self.next_rescan.map_or(Duration::ZERO, |next| next.saturating_duration_since(Instant::now()));
+        (!self.to_rescan.is_empty()).then(wait)
     }
 }
 
@@ -74,17 +89,17 @@ impl Dispatcher {
             if let Some(lane) = self.lanes.get_mut(key) {
                 let is_asked = lane.renew();
                 if lane.fill(monotone_now, &mut claimed) || is_asked {
-                    self.to_rescan.push_back(key.clone());
+                    self.search.to_rescan.push_back(key.clone());
                 }
             }
             self.search.lanes.pop_front();
         }
         self.search.left_at = (!self.search.is_over()).then(Instant::now);
         let begun = Instant::now();
-        if begun >= self.next_rescan {
+        if self.search.rescan_due_in().is_some_and(|wait| wait.is_zero()) {
             // A lane leaves the front when it is done, and not before: a statement that fails must not lose it.
             while begun.elapsed() < SLICE
-                && let Some(key) = self.to_rescan.front()
+                && let Some(key) = self.search.to_rescan.front()
             {
                 let mut lane = self.lanes.get_mut(key);
                 if let Some(lane) = &mut lane
@@ -93,16 +108,15 @@ impl Dispatcher {
                     continue;
                 }
                 let once_more = lane.is_some_and(|lane| lane.is_rescanned());
-                if let Some(key) = self.to_rescan.pop_front().filter(|_| once_more) {
-                    self.to_rescan.push_back(key);
+                if let Some(key) = self.search.to_rescan.pop_front().filter(|_| once_more) {
+                    self.search.to_rescan.push_back(key);
                 }
             }
-            // It is for what nobody has told of, and can wait.
-            self.next_rescan = Instant::now() + 3 * begun.elapsed();
+            self.search.next_rescan = Some(Instant::now() + 3 * begun.elapsed());
         }
         for lane in self.lanes.values_mut() {
             if lane.fill(monotone_now, &mut claimed) {
-                self.to_rescan.push_back(lane.key.clone());
+                self.search.to_rescan.push_back(lane.key.clone());
             }
         }
     }
@@ -114,11 +128,6 @@ impl Dispatcher {
                 self.search.lanes.push_back(lane.key.clone());
             }
         }
-    }
-
-    /// How long until the next piece of that.
-    pub fn rescan_due_in(&self) -> Option<Duration> {
-        (!self.to_rescan.is_empty()).then(|| self.next_rescan.saturating_duration_since(Instant::now()))
     }
 
     /// Has lanes of all handlers looked for, or of these.

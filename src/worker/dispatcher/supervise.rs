@@ -12,7 +12,7 @@ use crate::pg::{lwlock, signal};
 use crate::progress;
 use crate::protocol::{self, Rescue};
 use crate::shmem::{
-    self, Action, Assignment, ClaimState, ExecutorSlot, Interrupt, REFUSED, SlotState, WaiterSlot, monotone_now,
+    self, Action, Assignment, ClaimState, ExecutorSlot, HELD, Interrupt, REFUSED, SlotState, WaiterSlot, monotone_now,
 };
 use pgrx::PgSqlErrorCode;
 use std::collections::HashMap;
@@ -24,6 +24,9 @@ const FAREWELL: Duration = Duration::from_millis(200);
 
 /// How long a lane is left alone whose job was refused, at first.
 const FIRST_DELAY: Duration = Duration::from_millis(20);
+
+/// And at last, where only a partition was locked: the lane's jobs of others are behind it.
+const LONGEST_FOR_PARTITION: Duration = Duration::from_millis(100);
 
 /// Interrupts that were sent, by executor and claim.
 #[derive(Default)]
@@ -80,8 +83,8 @@ impl Dispatcher {
             let (table, handler) = (claimed.lane.table, &claimed.lane.handler);
             self.renew(Renewal::Lane, |lane| lane.key.table == table && lane.key.handler == *handler);
         }
-        if run_us == REFUSED {
-            return self.refused(claimed.lane, assignment.due_at);
+        if run_us == REFUSED || run_us == HELD {
+            return self.refused(claimed.lane, assignment.due_at, run_us == HELD);
         }
         if !self.refusals.is_empty()
             && self.refusals.remove(&claimed.lane).is_some()
@@ -94,17 +97,18 @@ impl Dispatcher {
         }
     }
 
-    /// Gives a job back that could not be run, and leaves its table alone. For a moment only at first: whoever has
-    /// the table locked may be about to let go of it.
-    fn refused(&mut self, lane: LaneKey, due_at: Timestamp) {
-        let (table, now) = (lane.table, Instant::now());
-        self.note(lane, due_at);
+    /// Gives a job back that could not be run, and leaves its table alone; or, if only the partition of its row is `held`, its lane. For a
+    /// moment only at first: whoever has it locked may be about to let go of it.
+    fn refused(&mut self, lane: LaneKey, due_at: Timestamp, held: bool) {
+        let longest = if held { LONGEST_FOR_PARTITION } else { gucs::poll_interval() };
+        let concerned = |key: &LaneKey| if held { *key == lane } else { key.table == lane.table };
         // Those that were refused together count once.
-        for lane in self.lanes.values_mut().filter(|lane| lane.key.table == table && !lane.is_blocked()) {
-            let delay = self.refusals.entry(lane.key.clone()).or_default();
-            *delay = (*delay * 2).max(FIRST_DELAY).min(gucs::poll_interval());
-            lane.blocked_until = Some(now + *delay);
+        for other in self.lanes.values_mut().filter(|other| concerned(&other.key) && !other.is_blocked()) {
+            let delay = self.refusals.entry(other.key.clone()).or_default();
+            *delay = (*delay * 2).max(FIRST_DELAY).min(longest);
+            other.blocked_until = Some(Instant::now() + *delay);
         }
+        self.note(lane, due_at);
     }
 
     /// Takes a claim out of the books. Should the same id have been submitted again meanwhile, its lane has passed it by.
@@ -269,7 +273,7 @@ impl Dispatcher {
         let mut sleep = self.next_poll.saturating_duration_since(Instant::now());
         let mut soon = |wait: Duration| sleep = sleep.min(wait.max(Duration::from_millis(1)));
         self.lanes.values().filter_map(|lane| lane.due_in(monotone_now)).for_each(&mut soon);
-        self.rescan_due_in().into_iter().for_each(&mut soon);
+        self.search.rescan_due_in().into_iter().for_each(&mut soon);
         self.renewal_due_in().into_iter().for_each(&mut soon);
         self.roster.next_attempt().into_iter().for_each(&mut soon);
         self.poll_due_in().into_iter().for_each(&mut soon);

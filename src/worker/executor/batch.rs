@@ -19,7 +19,7 @@ use crate::pg::timer;
 use crate::pg::xact;
 use crate::planted::{self, Bug};
 use crate::protocol::{self, Flags, Sight};
-use crate::shmem::{Assignment, BATCH, ClaimState, ExecutorSlot, REFUSED};
+use crate::shmem::{Assignment, BATCH, ClaimState, ExecutorSlot, HELD, REFUSED};
 use pgrx::pg_sys::{Datum, Oid};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -63,6 +63,8 @@ enum Loaded {
     Missing(u64, Assignment),
     /// The table, its owner or the handler is not (any more) what it has to be.
     Refused(u64),
+    /// Somebody else has the partition of its row to himself: it waits, as it would for the table, and no other does.
+    Held(u64),
 }
 
 /// False: nothing was done, because the session is not what jobs of its owner's may run in.
@@ -86,7 +88,11 @@ pub fn process(executor: &mut Executor, numbers: Range<u64>) -> bool {
             Loaded::Ready(job) => ready.push(job),
             Loaded::Refused(number) => {
                 run::all(executor, std::mem::take(&mut ready));
-                refuse(executor, number);
+                refuse(executor, number, REFUSED);
+            }
+            Loaded::Held(number) => {
+                run::all(executor, std::mem::take(&mut ready));
+                refuse(executor, number, HELD);
             }
             Loaded::Obsolete(number, assignment) => {
                 run::all(executor, std::mem::take(&mut ready));
@@ -181,7 +187,7 @@ fn load_some(executor: &mut Executor, table: u32, jobs: &[Numbered], bytes: &mut
                 let sight = protocol::on_load(row.map(|seen| seen.finished), is_queued);
                 let one = match (handler, sight) {
                     (None, _) => Loaded::Refused(*number),
-                    _ if is_busy(&reached, assignment) => Loaded::Refused(*number),
+                    _ if is_busy(&reached, assignment) => Loaded::Held(*number),
                     (_, Sight::Missing) => Loaded::Missing(*number, *assignment),
                     (_, Sight::Finished) => Loaded::Obsolete(*number, *assignment),
                     (Some(handler), Sight::Open) => {
@@ -212,7 +218,7 @@ pub fn places(jobs: &[Numbered]) -> impl Iterator<Item = u32> {
     jobs.iter().map(|(_, assignment)| assignment.row.partition)
 }
 
-/// Has somebody else all of the partition that the row was in? Then its job waits, as it would for the table, and no other does.
+/// Has somebody else the partition that the row was in to himself?
 fn is_busy(reached: &[(u32, Reach)], assignment: &Assignment) -> bool {
     reached.contains(&(assignment.row.partition, Reach::Busy))
 }
@@ -284,11 +290,11 @@ impl Found {
     }
 }
 
-/// Gives a job back that could not be run.
-fn refuse(executor: &Executor, number: u64) {
+/// Gives a job back that could not be run; `why` is `REFUSED` or `HELD`.
+fn refuse(executor: &Executor, number: u64, why: u64) {
     let claim = executor.slot.claim(number);
     if claim.take(ClaimState::Running) {
-        claim.run_us.store(REFUSED, Ordering::Release);
+        claim.run_us.store(why, Ordering::Release);
         claim.set(ClaimState::Done);
     }
     executor.slot.passed.store(number + 1, Ordering::Release);

@@ -240,31 +240,52 @@ fn single_rows_from_many_sessions_at_once_all_run_once_without_a_poll() {
     check(&mut app, jobs);
 }
 
-/// The dispatcher is told that there is something everywhere, finds the lanes piece by piece, and is told of more of them, and of cancelled
-/// jobs, while it does.
-#[test]
-fn jobs_of_thousands_of_priorities_all_run_without_a_poll() {
-    let mut app = scene("priorities");
+fn with_priorities(name: &str) -> App<'static> {
+    let mut app = scene(name);
     app.sql(
         "SELECT background_jobs.detach('background_jobs'); ALTER TABLE background_jobs ADD priority smallint;
          SELECT background_jobs.attach('background_jobs', columns => '{priority}')",
     );
-    let insert = |priorities: &str| {
-        format!(
-            "INSERT INTO background_jobs (payload, priority)
-             SELECT '{{\"handler\": \"noted\"}}', n FROM generate_series({priorities}) n, generate_series(1, 2)"
-        )
-    };
-    app.sql(&insert("-1000, 3000"));
+    app
+}
+
+/// Two jobs of each priority.
+fn of_priorities(first: i32, last: i32) -> String {
+    format!(
+        "INSERT INTO background_jobs (payload, priority)
+         SELECT '{{\"handler\": \"noted\"}}', n FROM generate_series({first}, {last}) n, generate_series(1, 2)"
+    )
+}
+
+/// The dispatcher is told that there is something everywhere, finds the lanes piece by piece, and is told of more of them, and of cancelled
+/// jobs, while it does.
+#[test]
+fn jobs_of_thousands_of_priorities_all_run_without_a_poll() {
+    let mut app = with_priorities("priorities");
+    app.sql(&of_priorities(-1000, 3000));
     let cancelled = app.execute(
         "UPDATE background_jobs SET cancelled = true WHERE priority > 2500 AND NOT completed AND priority % 2 = 0",
         &[],
     );
-    app.sql(&insert("2000, 4000"));
+    app.sql(&of_priorities(2000, 4000));
     app.wait_drained(SOON);
     let jobs = 1 + 2 * 4001 + 2 * 2001 - i64::try_from(cancelled).unwrap();
     assert_eq!(app.one::<i64>("SELECT count(DISTINCT job) FROM ledger", &[]), jobs);
     check(&mut app, jobs);
+}
+
+#[test]
+fn a_job_that_comes_before_its_lane_was_found_does_not_hide_those_that_wait_there() {
+    let mut app = with_priorities("found");
+    app.sql(&of_priorities(-1000, 3000));
+    for priority in (2951..=3000).rev() {
+        app.execute(
+            "INSERT INTO background_jobs (payload, priority) VALUES ('{\"handler\": \"noted\"}', $1::int)",
+            &[&priority],
+        );
+    }
+    app.wait_drained(SOON);
+    check(&mut app, 1 + 2 * 4001 + 50);
 }
 
 /// The lanes of retries and schedules are read while others are handed over.

@@ -96,6 +96,22 @@ fn jobs_do_not_wait_for_whoever_has_another_partition_to_himself() {
 }
 
 #[test]
+fn a_job_whose_partition_somebody_takes_for_himself_while_it_runs_is_finished_when_it_is_free() {
+    let mut app = app("taken");
+    app.handler("held", "PERFORM note(); PERFORM reach(1); PERFORM await_gate('go'); RETURN payload -> 'n';");
+    submit_some(&mut app, "north", "held", 1);
+    app.wait_reached(1);
+    let mut other = app.session();
+    other.batch_execute("BEGIN; LOCK TABLE north").unwrap();
+    app.open_gate("go");
+    app.wait_true("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'north'::regclass)");
+    other.batch_execute("COMMIT").unwrap();
+    wait_completed(&mut app, "north", 1);
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM ledger", &[]), 1);
+    assert_eq!(app.one::<i64>("SELECT count(*) FROM background_jobs.attempts", &[]), 0);
+}
+
+#[test]
 fn the_queue_knows_the_partition_of_a_row_and_has_nothing_of_it_otherwise() {
     let mut app = app("known");
     app.sql("SELECT background_jobs.create_table('plain')");
