@@ -169,6 +169,15 @@ impl<'a> App<'a> {
         cluster.wait_until(query, || yes(self.one(query, &[])));
     }
 
+    /// Makes a job table without partitions, to be attached.
+    pub fn partitioned_by_time(&mut self) {
+        self.sql(
+            "CREATE TABLE background_jobs (id uuid NOT NULL, timestamp timestamptz NOT NULL, payload jsonb NOT NULL,
+                completed boolean NOT NULL, cancelled boolean NOT NULL, progress real NOT NULL, result jsonb,
+                PRIMARY KEY (id, timestamp)) PARTITION BY RANGE (timestamp)",
+        );
+    }
+
     /// Waits until no job is unfinished.
     pub fn wait_drained(&mut self, deadline: Duration) {
         let cluster = self.cluster;

@@ -123,11 +123,9 @@ fn who_cancels_or_replaces_the_job_does_not_wait_for_its_handler() {
 #[test]
 fn a_key_is_free_when_its_jobs_partition_is_gone() {
     let mut app = SHARED.app_without_table("partition");
+    app.partitioned_by_time();
     app.sql(
-        "CREATE TABLE background_jobs (id uuid NOT NULL, timestamp timestamptz NOT NULL, payload jsonb NOT NULL,
-            completed boolean NOT NULL, cancelled boolean NOT NULL, progress real NOT NULL, result jsonb,
-            PRIMARY KEY (id, timestamp)) PARTITION BY RANGE (timestamp);
-         CREATE TABLE rest PARTITION OF background_jobs DEFAULT;
+        "CREATE TABLE rest PARTITION OF background_jobs DEFAULT;
          SELECT background_jobs.attach('background_jobs')",
     );
     for mode in ["keep", "replace"] {
